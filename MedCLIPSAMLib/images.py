@@ -182,7 +182,8 @@ class Frame:
 def _lookup_matrix(source: int, target: int, covered: float) -> np.ndarray:
     """Return (target, source) weights that read ``target`` pixels from the first ``covered`` part of ``source`` cells."""
     centre = (np.arange(target) + 0.5) * (covered * source / target) - 0.5
-    centre = np.clip(centre, 0, source - 1)
+    last = max(int(np.ceil(covered * source - 1e-9)) - 1, 0)  # never reads a cell that is padding alone
+    centre = np.clip(centre, 0, last)
     left = np.minimum(centre.astype(int), max(source - 2, 0))
     weights = np.zeros((target, source), np.float32)
     weights[np.arange(target), left] = 1 - (centre - left)

@@ -1,0 +1,5 @@
+"""Runs the command line: ``python -m MedCLIPSAMLib``."""
+
+from MedCLIPSAMLib.cli import main
+
+main()

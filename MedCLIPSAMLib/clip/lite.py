@@ -1,0 +1,130 @@
+"""The lite engine's vision-language model: LiteMedSAM's frozen encoder, MiniLM, and the trained alignment on top."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from MedCLIPSAMLib.clip.base import ImageState
+from MedCLIPSAMLib.clip.lite_tower import COARSE, LiteTower
+from MedCLIPSAMLib.clip.minilm import MiniLM
+from MedCLIPSAMLib.errors import InputError
+from MedCLIPSAMLib.images import Frame
+from MedCLIPSAMLib.sam.lite_encoder import LiteEncoder
+
+
+class LiteClip:
+    """Implements :class:`~MedCLIPSAMLib.clip.base.VisionLanguageModel`; layer 0 is the tower's input tokens."""
+
+    name = "lite alignment"
+
+    def __init__(self, encoder: LiteEncoder, text: MiniLM, tower: LiteTower):
+        """Join the parts.
+
+        Args:
+            encoder: Shared with the segmenter, so that an image is encoded once for both.
+            text: Sentence embeddings.
+            tower: The trained alignment; used in eval mode, in float32, on the encoder's device.
+        """
+        self.encoder = encoder
+        self.text = text.to(encoder.device)
+        self.tower = tower.float().eval().requires_grad_(False).to(encoder.device)
+        self._image: tuple[object, Tensor, Tensor, np.ndarray] | None = None
+
+    def encode_images(self, images: list[np.ndarray]) -> np.ndarray:
+        """See :class:`VisionLanguageModel`."""
+        return np.concatenate([self.tower.image_vectors(self._run(image)[1]).cpu().numpy() for image in images])
+
+    def encode_texts(self, prompts: list[str]) -> np.ndarray:
+        """See :class:`VisionLanguageModel`."""
+        with torch.inference_mode():
+            embeddings = torch.from_numpy(self.text.encode(prompts)).to(self.encoder.device)
+            return self.tower.text_vectors(embeddings).cpu().numpy()
+
+    def image_state(self, image: np.ndarray, layer: int) -> ImageState:
+        """See :class:`VisionLanguageModel`; layer 0 gives the tokens without CLS and position."""
+        depth = len(self.tower.blocks)
+        if not 0 <= layer < depth:
+            raise InputError(f"layer {layer}: the lite image tower has layers 0 to {depth - 1}.")
+        frame = self.encoder(image).frame
+        with torch.no_grad():
+            tokens = self.tower.coarse_tokens(self.tower.normalise(self._features(image)))
+            if layer:
+                tokens = self.tower.with_position(tokens)
+                for block in self.tower.blocks[:layer]:
+                    tokens = block(tokens)
+        return ImageState(tokens, (COARSE, COARSE), frame)
+
+    def finish(self, tokens: Tensor, layer: int) -> Tensor:
+        """See :class:`VisionLanguageModel`; the last block works for the CLS token alone."""
+        if layer == 0:
+            tokens = self.tower.with_position(tokens)
+        *middle, last = self.tower.blocks[layer:]
+        for block in middle:
+            tokens = block(tokens)
+        return self.tower.image_vectors(_cls_only(last, tokens))
+
+    def patch_embeddings(self, image: np.ndarray) -> tuple[np.ndarray, Frame]:
+        """See :class:`VisionLanguageModel`: (32, 32, D)."""
+        features, _, patches = self._run(image)
+        return patches, features
+
+    def absent_vector(self) -> np.ndarray:
+        """Return the unit vector (D,) that texts naming nothing learnt are drawn to."""
+        return torch.nn.functional.normalize(self.tower.absent, dim=0).cpu().numpy()
+
+    def _features(self, image: np.ndarray) -> Tensor:
+        # A clone, because M2IB differentiates a function of the tokens and inference tensors forbid that.
+        return self.encoder(image).tokens.clone()
+
+    @torch.no_grad()
+    def _run(self, image: np.ndarray) -> tuple[Frame, Tensor, np.ndarray]:
+        """Return frame, transformed tokens and patch vectors; the last image's are kept."""
+        encoded = self.encoder(image)
+        if self._image is None or self._image[0] is not encoded:
+            features = self.tower.normalise(self._features(image))
+            tokens = self.tower.transform(self.tower.with_position(self.tower.coarse_tokens(features)))
+            patches = self.tower.patch_vectors(features, tokens)[0].cpu().numpy()
+            self._image = (encoded, tokens, features, patches)
+        return encoded.frame, self._image[1], self._image[3]
+
+
+def _cls_only(block: torch.nn.TransformerEncoderLayer, tokens: Tensor) -> Tensor:
+    """Run one pre-norm block for the first token only: the others are read as keys and values and not computed."""
+    normalised = block.norm1(tokens)
+    query = normalised[:, :1]
+    first = tokens[:, :1] + block.self_attn(query, normalised, normalised, need_weights=False)[0]
+    return first + block.linear2(block.activation(block.linear1(block.norm2(first))))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file.
+
+    Raises:
+        InputError: The file cannot be read as safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def load_tower(path: Path) -> LiteTower:
+    """Load a tower from a safetensors file whose metadata holds its settings.
+
+    Raises:
+        InputError: The file is not a lite alignment.
+    """
+    metadata = read_metadata(path)
+    if "settings" not in metadata:
+        raise InputError(f"{path} is not a lite alignment: its metadata has no settings of the tower.")
+    tower = LiteTower(**json.loads(metadata["settings"]))
+    tower.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    return tower

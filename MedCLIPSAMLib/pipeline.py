@@ -1,0 +1,258 @@
+"""Image and text in, masks and maps out: the stages in the order of the paper's Fig. 3.
+
+    image + text -> saliency -> coarse mask -> visual prompts -> mask
+    several masks -> probability -> entropy
+
+Koleilat et al., MedCLIP-SAMv2, arXiv 2409.19483. The stages themselves are in saliency/, coarse.py, visual_prompts.py,
+sam/ and uncertainty.py; this file only passes the data on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from MedCLIPSAMLib.clip.base import VisionLanguageModel
+from MedCLIPSAMLib.coarse import coarse_mask
+from MedCLIPSAMLib.errors import CancelledError, InputError
+from MedCLIPSAMLib.images import check_image, to_uint8
+from MedCLIPSAMLib.presence import UNCALIBRATED, PresenceCalibration, presence_features
+from MedCLIPSAMLib.prompts import check_prompt, paraphrases, unsupported_wording
+from MedCLIPSAMLib.recipe import Recipe
+from MedCLIPSAMLib.results import CoarseMask, Presence, PromptResult, VisualPrompts
+from MedCLIPSAMLib.saliency.registry import saliency_map
+from MedCLIPSAMLib.sam.base import PromptableSegmenter
+from MedCLIPSAMLib.uncertainty import SampleMean
+from MedCLIPSAMLib.visual_prompts import jitter_boxes, visual_prompts
+
+
+class TextSegmenter:
+    """Segments what a text names. Set an image once, then ask for any number of prompts.
+
+    Example:
+        >>> segmenter = load_engine("lite")
+        >>> segmenter.set_image(image)
+        >>> result = segmenter.segment("breast tumor")
+        >>> result.mask, result.entropy
+    """
+
+    def __init__(
+        self,
+        clip: VisionLanguageModel,
+        segmenter: PromptableSegmenter,
+        recipe: Recipe,
+        calibration: PresenceCalibration | None = None,
+        device: str = "cpu",
+    ):
+        """Join two models and a recipe; :func:`MedCLIPSAMLib.engines.load_engine` does so by name."""
+        self.clip = clip
+        self.segmenter = segmenter
+        self.recipe = recipe
+        self.calibration = calibration
+        self.device = device
+        self._image: np.ndarray | None = None
+        self._content = 0
+        self._texts: dict[str, np.ndarray] = {}
+
+    def set_image(self, image: np.ndarray, window: tuple[float, float] | None = None) -> None:
+        """Prepare an image: 8 bit by ``window``, and the segmenter's embedding, which all prompts share.
+
+        Args:
+            image: (H, W) or (H, W, 3), any real dtype, at least 16 x 16 pixels, not constant.
+            window: Intensities that become black and white; None takes robust percentiles.
+
+        Raises:
+            InputError: See :func:`MedCLIPSAMLib.images.check_image`.
+        """
+        self._image = to_uint8(check_image(image), window)
+        if self._image.min() == self._image.max():
+            low, high = float(np.min(image)), float(np.max(image))
+            raise InputError(f"the window {window} shows nothing of an image with values {low:g} to {high:g}.")
+        digest = hashlib.blake2b(np.ascontiguousarray(self._image).data, digest_size=8)
+        digest.update(str(self._image.shape).encode())
+        self._content = int.from_bytes(digest.digest(), "little")
+        self.segmenter.set_image(self._image)
+
+    def presence(self, prompt: str) -> float | None:
+        """Return the calibrated score in [0, 1] that the prompt's target is in the image; None without calibration."""
+        if self.calibration is None:
+            return None
+        return self.calibration.score(presence_features(self.clip, self._need_image(), self._text(prompt)))
+
+    def segment(
+        self,
+        prompt: str,
+        seed: int = 0,
+        *,
+        gate: bool | None = None,
+        presence_score: float | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> PromptResult:
+        """Segment what ``prompt`` names in the image set before.
+
+        Every one of the recipe's samples is a paraphrase of the prompt, a noise seed for the saliency and a jitter of
+        the boxes; the first is undisturbed, and the saliency, coarse mask and boxes of the result are its own.
+
+        Args:
+            prompt: What to find, for example "malignant breast tumour".
+            seed: The run's seed; together with the image's content it fixes every random draw.
+            gate: False segments even where the presence score says "not there"; None takes the recipe's choice.
+            presence_score: A score that replaces this image's own, for example smoothed over slices.
+            cancelled: Asked between the stages.
+
+        Returns:
+            See :class:`~MedCLIPSAMLib.results.PromptResult`.
+
+        Raises:
+            InputError: No image, or an unusable prompt.
+            CancelledError: ``cancelled`` said so.
+        """
+        image = self._need_image()
+        prompt = check_prompt(prompt)
+        image_seed = int(np.random.SeedSequence([seed, self._content]).generate_state(1)[0])
+        clock = _Clock(cancelled)
+        warnings = unsupported_wording(prompt)
+
+        with clock.stage("presence"):
+            score = self.presence(prompt) if presence_score is None else presence_score
+            presence = UNCALIBRATED if score is None else self.calibration.presence(score)
+        skipped = not presence.accepted and (self.recipe.gate if gate is None else gate)
+        if not presence.accepted:
+            warnings.append(_absence_warning(prompt, presence, skipped))
+
+        wordings = paraphrases(prompt, self.recipe.samples, seed)
+        with clock.stage("saliency"):
+            saliency = self._saliency(image, wordings[0], image_seed)
+        with clock.stage("coarse mask"):
+            coarse = self._coarse(saliency)
+            prompts = self._visual_prompts(coarse, image_seed)
+
+        mean = SampleMean()
+        if len(prompts) and not skipped:
+            asked = [prompts]
+            with clock.stage("samples"):
+                for number, wording in enumerate(wordings[1:], start=1):
+                    clock.check()
+                    asked.append(self._disturbed_prompts(image, wording, image_seed + number))
+            with clock.stage("mask"):
+                for probability in self._probabilities(asked):
+                    mean.add(probability)
+        else:
+            mean.add(np.zeros(image.shape[:2], np.float32))
+            if not skipped:
+                warnings.append("The saliency map is constant: nothing stands out for this prompt.")
+        probability = mean.mean
+        return PromptResult(
+            prompt=prompt,
+            saliency=saliency,
+            coarse=coarse,
+            prompts=prompts,
+            probability=probability,
+            mask=probability > 0.5,
+            entropy=mean.entropy(),
+            mutual_information=mean.mutual_information(),
+            presence=presence,
+            skipped=skipped,
+            saliency_method=self.recipe.saliency,
+            seed=image_seed,
+            seconds=clock.seconds,
+            warnings=warnings,
+        )
+
+    def _need_image(self) -> np.ndarray:
+        if self._image is None:
+            raise InputError("there is no image: call set_image before segment.")
+        return self._image
+
+    def _text(self, prompt: str) -> np.ndarray:
+        """Return the prompt's embedding (D,); embeddings are kept, since prompts repeat over slices and images."""
+        if prompt not in self._texts:
+            if len(self._texts) >= 256:
+                self._texts.clear()
+            self._texts[prompt] = self.clip.encode_texts([prompt])[0]
+        return self._texts[prompt]
+
+    def _saliency(self, image: np.ndarray, wording: str, seed: int) -> np.ndarray:
+        return saliency_map(self.recipe, self.clip, image, self._text(wording), seed)
+
+    def _coarse(self, saliency: np.ndarray) -> CoarseMask:
+        area = int(self.recipe.minimum_area * saliency.size)
+        return coarse_mask(
+            saliency,
+            method=self.recipe.threshold,
+            minimum_confidence=self.recipe.minimum_confidence,
+            relative_confidence=self.recipe.relative_confidence,
+            minimum_area=area,
+            maximum_components=self.recipe.maximum_components,
+            order=self.recipe.component_order,
+        )
+
+    def _visual_prompts(self, coarse: CoarseMask, seed: int) -> VisualPrompts:
+        return visual_prompts(
+            coarse,
+            self.recipe.visual_prompt,
+            points_per_component=self.recipe.points_per_component,
+            negatives=self.recipe.negatives,
+            padding=self.recipe.box_padding,
+            seed=seed,
+        )
+
+    def _disturbed_prompts(self, image: np.ndarray, wording: str, seed: int) -> VisualPrompts:
+        """Visual prompts of one further sample: another wording, other noise, jittered boxes."""
+        coarse = self._coarse(self._saliency(image, wording, seed))
+        prompts = self._visual_prompts(coarse, seed)
+        return jitter_boxes(prompts, self.recipe.box_jitter, np.random.default_rng(seed), image.shape)
+
+    def _probabilities(self, samples: list[VisualPrompts]) -> Iterator[np.ndarray]:
+        """Yield each sample's probability map (H, W): the union (maximum) over its components, all decoded at once."""
+        logits, _ = self.segmenter.predict(_concatenate(samples))
+        start = 0
+        for sample in samples:
+            if len(sample) == 0:
+                yield np.zeros(logits.shape[1:], np.float32)
+                continue
+            highest = logits[start : start + len(sample)].max(axis=0)
+            start += len(sample)
+            yield 1 / (1 + np.exp(-np.clip(highest, -60, 60)))
+
+
+def _concatenate(samples: list[VisualPrompts]) -> VisualPrompts:
+    """Join the rows of several samples of the same kind."""
+    filled = [sample for sample in samples if len(sample)]
+
+    def join(name: str) -> np.ndarray | None:
+        parts = [getattr(sample, name) for sample in filled]
+        return None if parts[0] is None else np.concatenate(parts)
+
+    return VisualPrompts(join("boxes"), join("points"), join("point_labels"))
+
+
+def _absence_warning(prompt: str, presence: Presence, skipped: bool) -> str:
+    remedy = "switch the gate off to segment it all the same" if skipped else "check the result with care"
+    return (
+        f'"{prompt}" does not seem to be in this image, or the engine has not learnt it '
+        f"(presence {presence.score:.2f}, accepted from {presence.threshold:.2f}); {remedy}."
+    )
+
+
+class _Clock:
+    """Wall time per stage, and the cancel question between stages."""
+
+    def __init__(self, cancelled: Callable[[], bool] | None):
+        self.seconds: dict[str, float] = {}
+        self._cancelled = cancelled
+
+    def check(self) -> None:
+        if self._cancelled is not None and self._cancelled():
+            raise CancelledError("The run was cancelled.")
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self.check()
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start

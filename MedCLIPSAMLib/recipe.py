@@ -1,0 +1,80 @@
+"""The settings of an engine: everything about a run that is not a model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from MedCLIPSAMLib.errors import InputError
+from MedCLIPSAMLib.resources import resource_path
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of every stage, in the order of the pipeline; kept in ``result.json``.
+
+    Attributes:
+        name: The engine.
+        saliency: "patch_similarity" or "m2ib".
+        m2ib: Settings of M2IB, see :class:`MedCLIPSAMLib.saliency.m2ib.M2IBSettings`.
+        threshold: "otsu", "kmeans" or a fixed saliency in [0, 1).
+        minimum_confidence, relative_confidence: Which components are kept, see :func:`MedCLIPSAMLib.coarse.coarse_mask`.
+        minimum_area: Smallest component as a part of the image, in [0, 1).
+        maximum_components: At most so many components; None for all.
+        component_order: "confidence" or "area": which ones that limit keeps.
+        visual_prompt: "boxes", "points" or "both".
+        points_per_component, negatives: Positive and negative points for each component.
+        box_padding: Part of the box side added on each side.
+        samples: G, the number of samples behind the probability and the entropy.
+        box_jitter: Standard deviation of a box edge as a part of the box side, in the samples after the first.
+        gate: Whether a presence score below the threshold stops the run.
+        presets: Named changes of the above, for a task.
+    """
+
+    name: str
+    saliency: str
+    m2ib: dict[str, Any]
+    threshold: Literal["otsu", "kmeans"] | float = "otsu"
+    minimum_confidence: float = 0.5
+    relative_confidence: float = 0.0
+    minimum_area: float = 0.0
+    maximum_components: int | None = None
+    component_order: Literal["confidence", "area"] = "confidence"
+    visual_prompt: Literal["boxes", "points", "both"] = "boxes"
+    points_per_component: int = 10
+    negatives: int = 0
+    box_padding: float = 0.0
+    samples: int = 5
+    box_jitter: float = 0.03
+    gate: bool = True
+    presets: dict[str, dict[str, Any]] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON-able values, without the presets that were not chosen."""
+        settings = asdict(self)
+        del settings["presets"]
+        return settings
+
+    def with_preset(self, preset: str | None) -> Recipe:
+        """Return the recipe with a preset's changes.
+
+        Raises:
+            InputError: There is no such preset; the message names the known ones.
+        """
+        if preset is None:
+            return self
+        if preset not in (self.presets or {}):
+            known = ", ".join(sorted(self.presets or {})) or "none"
+            raise InputError(f"engine {self.name!r} has no preset {preset!r}; known: {known}.")
+        return replace(self, **self.presets[preset])
+
+
+def load_recipe(engine: str) -> Recipe:
+    """Read ``Resources/MedCLIPSAM/Engines/<engine>.json``."""
+    path = resource_path("MedCLIPSAM", "Engines", f"{engine}.json")
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    unknown = set(settings) - {field.name for field in fields(Recipe)}
+    if unknown:
+        raise InputError(f"{path.name} has settings that no recipe knows: {', '.join(sorted(unknown))}.")
+    return Recipe(**settings)

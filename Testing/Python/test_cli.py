@@ -1,0 +1,206 @@
+"""The command line's errors, the parsing of its options, and how results reach the output folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from MedCLIPSAMLib import cli, reporting, segment_job, weights
+from MedCLIPSAMLib.errors import InputError, MissingWeightsError, OutputError
+from MedCLIPSAMLib.file_io import read_image
+from MedCLIPSAMLib.file_output import write_map_nrrd, write_mask_png
+from MedCLIPSAMLib.result_folder import collected
+from MedCLIPSAMLib.samples import load_sample
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.arange(40 * 50, dtype=np.uint8).reshape(40, 50)).save(path)
+    return path
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    path = tmp_path / "volume.nrrd"
+    values = np.arange(6 * 20 * 30, dtype=np.float32).reshape(6, 20, 30)
+    write_map_nrrd(path, values, np.diag([-0.5, -0.5, 4.0, 1.0]))
+    return path
+
+
+def call(*arguments: str | Path) -> tuple[int, str]:
+    done = CliRunner().invoke(cli.app, [str(one) for one in arguments])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", "tumor"], "pass either an image or volume, or --sample NAME"),
+        (["PICTURE", "--sample", "brain-mri", "--prompt", "tumor"], "pass either an image or volume, or --sample"),
+        (["PICTURE"], "there is no prompt"),
+        (["PICTURE", "--prompt", " "], "holds no word"),
+        (["PICTURE", "--prompt", "liver", "--prompt", " Liver "], "a prompt is given twice"),
+        (["missing.png", "--prompt", "tumor"], "missing.png does not exist"),
+        (["PICTURE", "--prompt", "tumor", "--axis", "axial"], "is a 2D image; an axis or a slice range is for volumes"),
+        (["VOLUME", "--prompt", "tumor", "--axis", "diagonal"], "'diagonal' is unknown"),
+        (["VOLUME", "--prompt", "tumor", "--slices", "2-4"], "pass FIRST:LAST"),
+        (["VOLUME", "--prompt", "tumor", "--slices", "2:6"], "slices 2:6 do not lie in the volume; along the axial"),
+        (["VOLUME", "--prompt", "tumor", "--window", "wide"], "pass LOW,HIGH"),
+        (["VOLUME", "--prompt", "tumor", "--window=400,-1000"], "the upper intensity must be above the lower one"),
+    ],
+)
+def test_bad_requests_are_one_line_and_make_no_folder(
+    arguments: list[str], message: str, picture: Path, volume: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    known = {"PICTURE": str(picture), "VOLUME": str(volume)}
+    status, text = call("segment", *(known.get(one, one) for one in arguments), "--output", output)
+    assert status == 2
+    assert text.startswith("Error: ")
+    assert message in text
+    assert text.count("\n") == 1
+    assert not output.exists()
+
+
+def test_output_folder_is_tried_before_the_models_are_loaded(picture: Path) -> None:
+    status, text = call("segment", picture, "--prompt", "tumor", "--output", picture / "out")
+    assert status == 2
+    assert "cannot be written" in text
+    assert "torch" not in text
+
+
+def test_evaluate_checks_its_folder_and_report_first(tmp_path: Path) -> None:
+    status, text = call("evaluate", tmp_path / "nothing", "--prompt", "tumor", "--output", tmp_path / "report.json")
+    assert status == 2
+    assert text.startswith("Error: ")
+    for name in ("images", "masks"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.fromarray(np.eye(30, dtype=np.uint8) * 255).save(tmp_path / "data" / name / "a.png")
+    status, text = call("evaluate", tmp_path / "data", "--prompt", "tumor", "--output", tmp_path)
+    assert status == 2
+    assert "is a folder; pass the name of the report" in text
+
+
+def test_command_line_starts_without_torch_and_points_to_the_test_script() -> None:
+    script = "import sys, MedCLIPSAMLib.cli; assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "MedCLIPSAMLib", "test", "-k", "x"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "./medclipsam test" in done.stderr
+
+
+def test_option_texts() -> None:
+    assert cli.parse_axis("2") == 2
+    assert cli.parse_axis("coronal") == "coronal"
+    assert cli.parse_slices("3:7") == (3, 7)
+    assert cli.parse_window("-1000,400") == (-1000.0, 400.0)
+    for text in ("1,nan", "1", "1,2,3"):
+        with pytest.raises(InputError, match="LOW,HIGH"):
+            cli.parse_window(text)
+
+
+def test_request_takes_the_window_of_the_request_and_the_axis_of_acquisition(volume: Path, tmp_path: Path) -> None:
+    request = segment_job.make_request(volume, [" lung "], tmp_path / "out", window=(0, 99), slice_range=(1, 5), seed=4)
+    assert request.prompts == ("lung",)
+    assert (request.axis, request.window, request.slice_range, request.seed) == (0, (0, 99), (1, 5), 4)
+    size = reporting.measure(request.image.array >= 0, request.image)
+    assert size == {"voxels": 3600, "mm3": 3600.0, "ml": 3.6}
+
+
+def test_several_prompts_get_distinct_names() -> None:
+    prompts = ["Brain tumor!", "脳腫瘍", "x" * 80]
+    names = [segment_job._prefix(prompts, number) for number in range(3)]
+    assert names == ["1-brain-tumor-", "2-prompt-", f"3-{'x' * 40}-"]
+    assert segment_job._prefix(prompts[:1], 0) == ""
+
+
+def test_sample_is_segmented_by_the_lite_engine_into_a_whole_result(tmp_path: Path) -> None:
+    try:
+        weights.verified("lite-alignment")
+    except MissingWeightsError as error:
+        pytest.skip(str(error))
+    arguments = ["segment", "--sample", "breast-ultrasound", "--output", str(tmp_path), "--no-gate"]
+    done = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
+    assert str(tmp_path / "overview.png") in done.stdout
+    report = json.loads((tmp_path / "result.json").read_text("utf-8"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(report["files"])
+    assert (report["prompt"], report["engine"], report["run_seed"]) == ("breast tumor", "lite", 0)
+    sample = load_sample("breast-ultrasound")
+    with Image.open(tmp_path / "mask.png") as picture:
+        mask = np.asarray(picture) > 0
+    assert mask.shape == sample.truth.shape
+    assert report["area"]["mask"]["pixels"] == mask.sum()
+    saliency = read_image(tmp_path / "saliency.nrrd")
+    assert saliency.array.shape == mask.shape
+    assert np.allclose(saliency.ijk_to_ras, sample.image.ijk_to_ras)
+
+
+def fill(output: Path, *names: str) -> None:
+    with collected(output) as folder:
+        for name in names:
+            (folder / name).write_text("new")
+        (folder / names[0]).write_text(json.dumps({"files": names}))
+
+
+def test_results_replace_the_previous_ones_and_nothing_else(tmp_path: Path) -> None:
+    fill(tmp_path, "1-liver-result.json", "1-liver-mask.png", "2-lung-result.json")
+    for name in ("notes.txt", "coarse.png"):
+        (tmp_path / name).write_text("the user's")
+    fill(tmp_path, "result.json", "mask.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["coarse.png", "mask.png", "notes.txt", "result.json"]
+    # what a description names outside its folder, or that no run writes, is never deleted
+    (tmp_path / "result.json").write_text(json.dumps({"files": ["../x/mask.png", "notes.txt", 3, "result.json"]}))
+    fill(tmp_path, "result.json")
+    assert (tmp_path / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("error", [InputError("no"), KeyboardInterrupt()])
+def test_failed_run_leaves_the_previous_result(tmp_path: Path, error: BaseException) -> None:
+    fill(tmp_path, "result.json", "mask.png")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(type(error)), collected(tmp_path) as folder:
+        (folder / "mask.png").write_text("half")
+        raise error
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a limit on the size of files")
+def test_full_disk_leaves_the_previous_result(tmp_path: Path) -> None:
+    fill(tmp_path, "result.json", "mask.png")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    noise = np.random.default_rng(0).random((300, 300)) > 0.5
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match="cannot be written"), collected(tmp_path) as folder:
+            write_mask_png(folder / "coarse.png", np.zeros((20, 20), bool))
+            write_mask_png(folder / "mask.png", noise)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_packages_of_the_wheel_are_those_of_the_checkout() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    found = {"MedCLIPSAMLib.Resources"}
+    for base, top in ((ROOT, "MedCLIPSAMLib"), (ROOT / "training", "MedCLIPSAMTraining")):
+        for path in (base / top).rglob("*.py"):
+            found.add(".".join(path.parent.relative_to(base).parts))
+    assert set(settings["packages"]) == found

