@@ -33,7 +33,8 @@ def check_image(image: np.ndarray, name: str = "image") -> np.ndarray:
         raise InputError(f"{name} has type {image.dtype}; pass real numbers (integers or floats).")
     if min(image.shape[:2]) < MINIMUM_SIDE:
         raise InputError(
-            f"{name} is {image.shape[1]} x {image.shape[0]} pixels; at least {MINIMUM_SIDE} x {MINIMUM_SIDE} are needed."
+            f"{name} is {image.shape[1]} x {image.shape[0]} pixels; at least {MINIMUM_SIDE} x {MINIMUM_SIDE} are "
+            "needed."
         )
     check_finite(image, name)
     if image.min() == image.max():
@@ -46,7 +47,8 @@ def check_finite(array: np.ndarray, name: str = "image") -> None:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         count = int(array.size - np.isfinite(array).sum())
         raise InputError(
-            f"{name} holds {count} NaN or infinite values of {array.size}; replace them, for example with the background value."
+            f"{name} holds {count} NaN or infinite values of {array.size}; replace them, for example with the "
+            "background value."
         )
 
 
@@ -60,7 +62,7 @@ def robust_window(image: np.ndarray, low: float = 0.5, high: float = 99.5) -> tu
         return 0.0, 255.0
     if image.dtype == np.bool_:
         return 0.0, 1.0
-    step = max(1, int(round((image.size / 4_000_000) ** (1 / image.ndim))))  # 4 million values tell the percentiles
+    step = max(1, round((image.size / 4_000_000) ** (1 / image.ndim)))  # 4 million values tell the percentiles
     sample = image[tuple(slice(None, None, step) for _ in range(min(image.ndim, 3)))]
     bottom, top = (float(value) for value in np.percentile(sample, (low, high)))
     if not top > bottom:
@@ -180,7 +182,7 @@ class Frame:
 
 @lru_cache(maxsize=64)
 def _lookup_matrix(source: int, target: int, covered: float) -> np.ndarray:
-    """Return (target, source) weights that read ``target`` pixels from the first ``covered`` part of ``source`` cells."""
+    """Return (target, source) weights that read ``target`` pixels from the first ``covered`` part of the cells."""
     centre = (np.arange(target) + 0.5) * (covered * source / target) - 0.5
     last = max(int(np.ceil(covered * source - 1e-9)) - 1, 0)  # never reads a cell that is padding alone
     centre = np.clip(centre, 0, last)

@@ -19,7 +19,7 @@ class Recipe:
         saliency: "patch_similarity" or "m2ib".
         m2ib: Settings of M2IB, see :class:`MedCLIPSAMLib.saliency.m2ib.M2IBSettings`.
         threshold: "otsu", "kmeans" or a fixed saliency in [0, 1).
-        minimum_confidence, relative_confidence: Which components are kept, see :func:`MedCLIPSAMLib.coarse.coarse_mask`.
+        minimum_confidence, relative_confidence: Which components are kept, see ``coarse.coarse_mask``.
         minimum_area: Smallest component as a part of the image, in [0, 1).
         maximum_components: At most so many components; None for all.
         component_order: "confidence" or "area": which ones that limit keeps.

@@ -256,6 +256,7 @@ def _segment_volume(
         list(request.prompts),
         axis=request.axis,
         slice_range=request.slice_range,
+        window=request.window,
         seed=request.seed,
         folder=maps,
         progress=progress,

@@ -31,4 +31,4 @@ def ensure_torchvision() -> None:
         for name in _OPERATORS:
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _declared.append(library)
-        import torchvision  # noqa: F401
+        import torchvision

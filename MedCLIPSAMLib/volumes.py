@@ -84,7 +84,9 @@ def segment_volume(
     window = window or image.window or robust_window(volume)
     first, last = slice_range or (0, geometry.count - 1)
     if not 0 <= first <= last < geometry.count:
-        raise InputError(f"slices {first}:{last} do not lie in 0:{geometry.count - 1} of the {geometry.plane_name} axis.")
+        raise InputError(
+            f"slices {first}:{last} do not lie in 0:{geometry.count - 1} of the {geometry.plane_name} axis."
+        )
 
     results = [_empty_result(text, number, geometry, segmenter, seed, folder) for number, text in enumerate(texts)]
     run = _Run(segmenter, volume, geometry, window, texts)
@@ -187,7 +189,12 @@ def _empty_result(
 
 
 def _put(result: VolumeResult, geometry: SliceGeometry, index: int, outcome: PromptResult, seconds: float) -> None:
-    maps = {"saliency": outcome.saliency, "coarse": outcome.coarse.mask, "mask": outcome.mask, "entropy": outcome.entropy}
+    maps = {
+        "saliency": outcome.saliency,
+        "coarse": outcome.coarse.mask,
+        "mask": outcome.mask,
+        "entropy": outcome.entropy,
+    }
     for name, plane in maps.items():
         # What the gate skipped is not shown as a coarse finding either.
         if not (outcome.skipped and name == "coarse"):

@@ -46,7 +46,7 @@ class VisionLanguageModel(Protocol):
         ...
 
     def image_state(self, image: np.ndarray, layer: int) -> ImageState:
-        """Return the tokens after ``layer`` (0-based), without gradients; raises InputError if there is no such layer."""
+        """Return the tokens after ``layer`` (0-based), without gradients; InputError if there is no such layer."""
         ...
 
     def finish(self, tokens: Tensor, layer: int) -> Tensor:

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def minimum_maximum(plane: np.ndarray) -> np.ndarray:
-    """Scale a map linearly so that its minimum becomes 0 and its maximum 1; a constant map becomes 0, with a warning."""
+    """Scale a map linearly to minimum 0 and maximum 1; a constant map becomes 0, with a warning."""
     low, high = float(plane.min()), float(plane.max())
     if not high > low:
         logger.warning("The saliency map is constant; it is set to zero.")

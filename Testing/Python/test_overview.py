@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -294,11 +295,23 @@ def test_wrong_input_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_same_input_same_file_and_no_pyplot(tmp_path: Path) -> None:
+def test_same_input_same_file(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         write_overview(tmp_path / name, grey((64, 64)), make_result(disc((64, 64))))
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_matplotlib_is_loaded_late_and_pyplot_never(tmp_path: Path) -> None:
+    """pyplot would keep every figure and may open a window."""
+    code = (
+        "import sys, MedCLIPSAMLib.overview, MedCLIPSAMLib.overview_page as page\n"
+        "early = 'matplotlib' in sys.modules\n"
+        "page.Page(3, 2).save(open(sys.argv[1], 'wb'))\n"
+        "sys.exit(early or 'matplotlib.pyplot' in sys.modules or 'matplotlib' not in sys.modules)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "o.png")], cwd=root, check=False)
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize(("longest", "expected"), [(72, 50), (50, 50), (49.9, 20), (1, 1), (0.3, 0.2), (0.0099, 0.005)])

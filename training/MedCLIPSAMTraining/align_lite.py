@@ -223,7 +223,9 @@ def train(
     """Compute missing features, then train, from the last checkpoint in ``work`` if there is one."""
     images = find_images(data)
     store = FeatureStore(work / "features", images, settings.variants)
-    allowed = [image for image in images if image.split == "train" and (settings.with_chest_ct or image.source != CHEST_CT)]
+    allowed = [
+        image for image in images if image.split == "train" and (settings.with_chest_ct or image.source != CHEST_CT)
+    ]
     if settings.half:
         allowed = half_of_subjects(allowed, settings.half)
     chosen = {id(image) for image in allowed}

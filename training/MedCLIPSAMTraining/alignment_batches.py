@@ -1,4 +1,4 @@
-"""What one training step of the lite alignment sees: views drawn by task, patches drawn inside and outside the target."""
+"""What one training step of the lite alignment sees: views by task, patches inside and outside the target."""
 
 from __future__ import annotations
 
