@@ -6,6 +6,7 @@ results reach the output folder.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import time
@@ -206,8 +207,6 @@ def _segment_image(
     progress: Progress | None,
     cancelled: Callable[[], bool] | None,
 ) -> list[dict[str, Any]]:
-    from MedCLIPSAMLib.overview import write_overview
-
     image, matrix = request.image, request.image.ijk_to_ras
     segmenter.set_image(image.array, window=request.window)
     results, reports = [], []
@@ -219,22 +218,36 @@ def _segment_image(
         write_map_nrrd(folder / f"{prefix}saliency.nrrd", result.saliency, matrix)
         write_map_nrrd(folder / f"{prefix}entropy.nrrd", result.entropy, matrix)
         names = [f"{prefix}{name}" for name in ("mask.png", "coarse.png", "saliency.nrrd", "entropy.nrrd")]
-        reports.append(reporting.report_image(result, image) | {"files": [OVERVIEW_FILE, *names]})
+        reports.append(reporting.report_image(result, image) | {"files": names})
         results.append(result)
         if progress is not None:
             progress(number + 1, len(request.prompts))
-    column, row, _ = spacing(image.ijk_to_ras)
-    write_overview(
-        folder / OVERVIEW_FILE,
-        image.array,
-        results,
-        title=image.path.name,
-        engine=segmenter.recipe.name,
-        window=request.window,
-        pixel_spacing=(row, column) if image.spacing_known else None,
-        truth=request.truth,
-    )
+    if _can_draw(reports):
+        from MedCLIPSAMLib.overview import write_overview
+
+        column, row, _ = spacing(image.ijk_to_ras)
+        write_overview(
+            folder / OVERVIEW_FILE,
+            image.array,
+            results,
+            title=image.path.name,
+            engine=segmenter.recipe.name,
+            window=request.window,
+            pixel_spacing=(row, column) if image.spacing_known else None,
+            truth=request.truth,
+        )
     return reports
+
+
+def _can_draw(reports: list[dict[str, Any]]) -> bool:
+    """Enter the overview among each prompt's files, or, where matplotlib is not installed, a warning."""
+    drawn = importlib.util.find_spec("matplotlib") is not None
+    for report in reports:
+        if drawn:
+            report["files"].insert(0, OVERVIEW_FILE)
+        else:
+            report["warnings"].append(f"{OVERVIEW_FILE} was not made: it needs matplotlib (pip install matplotlib).")
+    return drawn
 
 
 def _segment_volume(
@@ -244,7 +257,6 @@ def _segment_volume(
     progress: Progress | None,
     cancelled: Callable[[], bool] | None,
 ) -> list[dict[str, Any]]:
-    from MedCLIPSAMLib.overview import write_volume_overview
     from MedCLIPSAMLib.volumes import segment_volume
 
     image, matrix = request.image, request.image.ijk_to_ras
@@ -272,11 +284,14 @@ def _segment_volume(
         write_map_nrrd(folder / f"{prefix}saliency.nrrd", result.saliency, matrix)
         write_map_nrrd(folder / f"{prefix}entropy.nrrd", result.entropy, matrix)
         names = [f"{prefix}{name}" for name in ("saliency.nrrd", "entropy.nrrd")]
-        reports.append(reporting.report_volume(result, image) | {"files": [OVERVIEW_FILE, SEGMENTATION_FILE, *names]})
+        reports.append(reporting.report_volume(result, image) | {"files": [SEGMENTATION_FILE, *names]})
     write_segmentation_nrrd(folder / SEGMENTATION_FILE, segments, matrix)
-    engine = segmenter.recipe.name
-    overview = folder / OVERVIEW_FILE
-    write_volume_overview(overview, image, results, engine=engine, window=request.window, truth=request.truth)
+    if _can_draw(reports):
+        from MedCLIPSAMLib.overview import write_volume_overview
+
+        engine = segmenter.recipe.name
+        overview = folder / OVERVIEW_FILE
+        write_volume_overview(overview, image, results, engine=engine, window=request.window, truth=request.truth)
     del segments, results  # closes the memory-mapped files, which Windows needs before they can go
     shutil.rmtree(maps, ignore_errors=True)
     return reports
