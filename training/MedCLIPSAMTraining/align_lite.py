@@ -72,7 +72,7 @@ class AlignmentSettings:
     noise_share: float = 0.34
     noise_weight: float = 0.5
     image_weight: float = 0.15
-    variants: int = 4
+    variants: int = 3
     half: str = ""
     with_chest_ct: bool = False
     seed: int = 0

@@ -1,0 +1,220 @@
+"""M2IB saliency against its plain form, and the information term against textbook numbers."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from m2ib_reference import PlainTower, full_forward_m2ib
+
+from MedCLIPSAMLib.clip.lite import LiteClip
+from MedCLIPSAMLib.errors import InputError
+from MedCLIPSAMLib.images import Frame
+from MedCLIPSAMLib.saliency.m2ib import M2IBSettings, bottleneck_information, information_nats, m2ib
+from MedCLIPSAMLib.saliency.normalise import minimum_maximum, to_image
+from MedCLIPSAMLib.saliency.patch_similarity import patch_similarity
+from MedCLIPSAMLib.saliency.registry import saliency_map
+
+SETTINGS = M2IBSettings(layer=0, beta=0.1, steps=10, copies=2)
+
+
+@pytest.fixture(scope="module")
+def clip(untrained_segmenter) -> LiteClip:
+    return untrained_segmenter.clip
+
+
+@pytest.fixture(scope="module")
+def text(clip) -> np.ndarray:
+    return clip.encode_texts(["a round bright mass"])[0]
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    """Wider than high, so that the model input is padded."""
+    y, x = np.mgrid[:110, :170]
+    ground = np.random.default_rng(0).normal(70, 12, (110, 170))
+    return np.clip(np.where((x - 60) ** 2 + (y - 50) ** 2 < 24**2, 190, ground), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def plain(clip) -> PlainTower:
+    return PlainTower(clip)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+def test_equals_the_plain_form(clip, plain, image, text, layer, beta):
+    settings = replace(SETTINGS, layer=layer, beta=beta)
+    features = plain.encode(image)
+    got = m2ib(clip, image, text, settings=settings, seed=3)
+    reference = full_forward_m2ib(plain, image, text, settings, seed=3, features=features)
+    assert got.shape == image.shape and got.dtype == np.float32
+    assert got.min() == 0 and got.max() == 1
+    np.testing.assert_allclose(got, reference, rtol=0, atol=1e-4)
+    # the optimisation moved the map: it is not that of the untouched bottleneck
+    start = full_forward_m2ib(plain, image, text, replace(settings, steps=1), seed=3, features=features)
+    assert np.abs(reference - start).max() > 0.05
+
+
+def test_equals_the_plain_form_through_the_encoder(clip, plain, image, text):
+    """The encoder runs at every step for every copy; its weights are frozen, else this alone takes half a minute."""
+    settings = replace(SETTINGS, layer=1, steps=4, copies=1)
+    plain = copy.deepcopy(plain)
+    plain.encoder.requires_grad_(False)
+    got = m2ib(clip, image, text, settings=settings, seed=1)
+    reference = full_forward_m2ib(plain, image, text, settings, seed=1)
+    np.testing.assert_allclose(got, reference, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 3])
+def test_last_block_for_the_cls_token_alone_changes_nothing(clip, image, layer):
+    """Neither the vectors nor their gradient."""
+    state = clip.image_state(image, layer)
+    noise = torch.randn((2, *state.tokens.shape[1:]), generator=torch.Generator().manual_seed(0))
+    tokens = (state.tokens + 0.5 * noise).requires_grad_(True)
+    weights = torch.randn(256, generator=torch.Generator().manual_seed(1))
+
+    def gradient(vectors: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad((vectors @ weights).sum(), tokens)[0]
+
+    short = clip.finish(tokens, layer)
+    whole = clip.tower.with_position(tokens) if layer == 0 else tokens
+    full = clip.tower.image_vectors(clip.tower.transform(whole, first=layer))
+    torch.testing.assert_close(short, full, rtol=0, atol=1e-5)
+    torch.testing.assert_close(gradient(short), gradient(full), rtol=0, atol=1e-5)
+    torch.testing.assert_close(short.norm(dim=-1), torch.ones(2), rtol=0, atol=1e-5)
+
+
+def test_every_layer_finishes_to_the_same_image_vector(clip, image):
+    expected = clip.encode_images([image])
+    for layer in range(len(clip.tower.blocks)):
+        vectors = clip.finish(clip.image_state(image, layer).tokens, layer)
+        np.testing.assert_allclose(vectors.detach().numpy(), expected, rtol=0, atol=1e-5)
+
+
+def test_the_seed_fixes_the_map(clip, image, text):
+    first = m2ib(clip, image, text, settings=SETTINGS, seed=5)
+    np.testing.assert_array_equal(m2ib(clip, image, text, settings=SETTINGS, seed=5), first)
+    torch.manual_seed(99)  # the global generator plays no part
+    torch.rand(7)
+    np.testing.assert_array_equal(m2ib(clip, image, text, settings=SETTINGS, seed=5), first)
+    assert np.abs(m2ib(clip, image, text, settings=SETTINGS, seed=6) - first).max() > 1e-4
+
+
+def test_global_random_state_is_left_alone(clip, image, text):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    m2ib(clip, image, text, settings=replace(SETTINGS, steps=1), seed=5)
+    torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("layer", [-1, 4, 9])
+def test_a_layer_that_does_not_exist_is_refused(clip, image, text, layer):
+    with pytest.raises(InputError, match=f"layer {layer}: the lite image tower has layers 0 to 3"):
+        m2ib(clip, image, text, settings=replace(SETTINGS, layer=layer))
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"copies": 0}])
+def test_nothing_to_optimise_is_refused(change):
+    with pytest.raises(InputError, match="at least one step and one copy"):
+        replace(SETTINGS, **change)
+
+
+def test_no_gradient_reaches_the_weights(clip, image, text):
+    """Also where a caller left the weights trainable."""
+    trainable = copy.copy(clip)
+    trainable.tower = copy.deepcopy(clip.tower).requires_grad_(True)
+    m2ib(trainable, image, text, settings=replace(SETTINGS, steps=2))
+    assert all(weight.grad is None for weight in trainable.tower.parameters())
+    assert not any(weight.requires_grad for weight in clip.tower.parameters())
+    assert not any(weight.requires_grad for weight in clip.encoder.encoder.parameters())
+
+
+def test_more_beta_leaves_less_information(clip, image, text):
+    state = clip.image_state(image, 0)
+    left = [
+        float(bottleneck_information(clip, state, torch.from_numpy(text), replace(SETTINGS, beta=beta), 0).mean())
+        for beta in (0.0, 0.1, 1.0, 10.0)
+    ]
+    assert left == sorted(left, reverse=True) and left[-1] < 0.9 * left[0], left
+
+
+class TestInformation:
+    def test_equals_the_divergence_of_two_normal_distributions(self):
+        generator = torch.Generator().manual_seed(0)
+        tokens = 3 * torch.randn(50, 20, generator=generator).double()
+        alpha = 4 * torch.randn(50, 20, generator=generator).double()
+        keep = torch.sigmoid(alpha)
+        normal = torch.distributions.Normal
+        reference = torch.distributions.kl_divergence(normal(keep * tokens, 1 - keep), normal(0.0, 1.0))
+        torch.testing.assert_close(information_nats(tokens, alpha), reference, rtol=1e-9, atol=1e-12)
+        assert (reference >= 0).all()
+
+    def test_single_precision_is_exact_over_the_whole_range(self):
+        """Against the closed form in double precision, log(1 - lambda) = -log(1 + exp(alpha))."""
+        alpha, tokens = np.meshgrid(np.linspace(-100, 100, 401), np.linspace(-4, 4, 9))
+        keep = 1 / (1 + np.exp(-alpha))
+        lost = np.exp(-np.logaddexp(0, alpha))
+        exact = 0.5 * (keep**2 * tokens**2 + lost**2 - 1) + np.logaddexp(0, alpha)
+        got = information_nats(torch.from_numpy(tokens).float(), torch.from_numpy(alpha).float())
+        np.testing.assert_allclose(got.numpy(), exact, rtol=2e-6, atol=2e-6)
+
+    @pytest.mark.parametrize("value", [-100.0, 100.0])
+    def test_values_and_gradients_stay_finite_at_the_ends(self, value):
+        alpha = torch.full((5,), value, requires_grad=True)
+        information = information_nats(torch.linspace(-3, 3, 5), alpha)
+        (gradient,) = torch.autograd.grad(information.sum(), alpha)
+        assert torch.isfinite(information).all() and torch.isfinite(gradient).all()
+
+
+class TestNormalise:
+    @pytest.mark.xfail(strict=True, reason="interpolation leaves rounding errors, which are scaled to [0, 1]")
+    def test_a_constant_map_becomes_zero_with_a_warning(self, caplog):
+        with caplog.at_level(logging.WARNING):
+            result = to_image(np.full((16, 16), 3.5, np.float32), Frame(40, 60, 256))
+        assert result.shape == (40, 60) and result.dtype == np.float32 and not result.any()
+        assert "constant" in caplog.text
+
+    def test_a_constant_plane_becomes_zero_with_a_warning(self, caplog):
+        with caplog.at_level(logging.WARNING):
+            assert not minimum_maximum(np.full((16, 16), 3.5, np.float32)).any()
+        assert "constant" in caplog.text
+
+    def test_other_maps_reach_from_0_to_1(self):
+        plane = np.random.default_rng(0).normal(-40, 3, (16, 16))
+        scaled = minimum_maximum(plane)
+        assert scaled.min() == 0 and scaled.max() == 1 and scaled.dtype == np.float32
+        np.testing.assert_allclose(np.corrcoef(scaled.ravel(), plane.ravel())[0, 1], 1, atol=1e-6)
+
+    def test_the_map_is_scaled_over_the_image_and_not_over_the_padding(self):
+        plane = np.random.default_rng(1).random((16, 16)).astype(np.float32)
+        plane[9:] = 1e6  # below an image that takes the upper half
+        assert to_image(plane, Frame(128, 256, 256)).std() > 0.1
+
+
+class TestRegistry:
+    def test_methods_by_name(self, untrained_segmenter, clip, image, text):
+        recipe = replace(untrained_segmenter.recipe, saliency="m2ib", m2ib={"layer": 2, "beta": 1.0, "steps": 2})
+        settings = M2IBSettings(layer=2, beta=1.0, steps=2)
+        np.testing.assert_array_equal(
+            saliency_map(recipe, clip, image, text, 4), m2ib(clip, image, text, settings=settings, seed=4)
+        )
+        recipe = replace(recipe, saliency="patch_similarity")
+        np.testing.assert_array_equal(saliency_map(recipe, clip, image, text, 4), patch_similarity(clip, image, text))
+
+    def test_unknown_method_names_the_known_ones(self, untrained_segmenter, clip, image, text):
+        recipe = replace(untrained_segmenter.recipe, saliency="gradcam")
+        with pytest.raises(InputError, match=r"'gradcam' is unknown; known: .*m2ib.*patch_similarity"):
+            saliency_map(recipe, clip, image, text, 0)
+
+    def test_patch_similarity_is_the_cosine_of_the_patches(self, clip, image, text):
+        patches, frame = clip.patch_embeddings(image)
+        np.testing.assert_allclose(np.linalg.norm(patches, axis=-1), 1, atol=1e-5)
+        cosine = np.einsum("ijd,d->ij", patches.astype(np.float64), text.astype(np.float64))
+        np.testing.assert_allclose(patch_similarity(clip, image, text), to_image(cosine, frame), atol=1e-4)
+        assert not patch_similarity(clip, image, np.zeros_like(text)).any()
