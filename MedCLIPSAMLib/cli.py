@@ -178,7 +178,7 @@ def segment(
             reports = segment_job.run(request, progress=progress)
     typer.echo(summary_table(reports))
     if notice:
-        typer.echo(f"Note: {notice}", err=True)
+        typer.echo(f"Note: {notice.split(chr(10))[0]} (the whole notice is in result.json)", err=True)
     for warning in dict.fromkeys(text for report in reports for text in report["warnings"]):
         typer.echo(f"Note: {warning}", err=True)
     typer.echo(f"Look at: {request.output / segment_job.OVERVIEW_FILE}")

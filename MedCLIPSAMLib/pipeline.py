@@ -21,13 +21,15 @@ from MedCLIPSAMLib.coarse import coarse_mask
 from MedCLIPSAMLib.errors import CancelledError, InputError
 from MedCLIPSAMLib.images import check_image, to_uint8
 from MedCLIPSAMLib.presence import UNCALIBRATED, PresenceCalibration, presence_features
-from MedCLIPSAMLib.prompts import check_prompt, paraphrases, unsupported_wording
+from MedCLIPSAMLib.prompts import Wording, ensemble_embedding, unsupported_wording, wordings
 from MedCLIPSAMLib.recipe import Recipe
 from MedCLIPSAMLib.results import CoarseMask, Presence, PromptResult, VisualPrompts
 from MedCLIPSAMLib.saliency.registry import saliency_map
 from MedCLIPSAMLib.sam.base import PromptableSegmenter
 from MedCLIPSAMLib.uncertainty import SampleMean
 from MedCLIPSAMLib.visual_prompts import jitter_boxes, visual_prompts
+
+KEPT_TEXTS = 256
 
 
 class TextSegmenter:
@@ -56,7 +58,7 @@ class TextSegmenter:
         self.device = device
         self._image: np.ndarray | None = None
         self._content = 0
-        self._texts: dict[str, np.ndarray] = {}
+        self._texts: dict[Wording, np.ndarray] = {}
 
     def set_image(self, image: np.ndarray, window: tuple[float, float] | None = None) -> None:
         """Prepare an image: 8 bit by ``window``, and the segmenter's embedding, which all prompts share.
@@ -81,7 +83,8 @@ class TextSegmenter:
         """Return the calibrated score in [0, 1] that the prompt's target is in the image; None without calibration."""
         if self.calibration is None:
             return None
-        return self.calibration.score(presence_features(self.clip, self._need_image(), self._text(prompt)))
+        text = self._text(wordings(prompt, 1)[0])
+        return self.calibration.score(presence_features(self.clip, self._need_image(), text))
 
     def segment(
         self,
@@ -98,7 +101,8 @@ class TextSegmenter:
         the boxes; the first is undisturbed, and the saliency, coarse mask and boxes of the result are its own.
 
         Args:
-            prompt: What to find, for example "malignant breast tumour".
+            prompt: What to find, for example "malignant breast tumour", or "set:" and the name of a prompt set, for
+                example "set:breast-ultrasound-p4".
             seed: The run's seed; together with the image's content it fixes every random draw.
             gate: False segments even where the presence score says "not there"; None takes the recipe's choice.
             presence_score: A score that replaces this image's own, for example smoothed over slices.
@@ -112,11 +116,10 @@ class TextSegmenter:
             CancelledError: ``cancelled`` said so.
         """
         image = self._need_image()
-        prompt = check_prompt(prompt)
+        texts = wordings(prompt, self.recipe.samples, seed)
         image_seed = int(np.random.SeedSequence([seed, self._content]).generate_state(1)[0])
         clock = _Clock(cancelled)
         warnings = unsupported_wording(prompt)
-
         with clock.stage("presence"):
             score = self.presence(prompt) if presence_score is None else presence_score
             presence = UNCALIBRATED if score is None else self.calibration.presence(score)
@@ -124,9 +127,8 @@ class TextSegmenter:
         if not presence.accepted:
             warnings.append(_absence_warning(prompt, presence, skipped))
 
-        wordings = paraphrases(prompt, self.recipe.samples, seed)
         with clock.stage("saliency"):
-            saliency = self._saliency(image, wordings[0], image_seed)
+            saliency = self._saliency(image, texts[0], image_seed)
         with clock.stage("coarse mask"):
             coarse = self._coarse(saliency)
             prompts = self._visual_prompts(coarse, image_seed)
@@ -135,7 +137,7 @@ class TextSegmenter:
         if len(prompts) and not skipped:
             asked = [prompts]
             with clock.stage("samples"):
-                for number, wording in enumerate(wordings[1:], start=1):
+                for number, wording in enumerate(texts[1:], start=1):
                     clock.check()
                     asked.append(self._disturbed_prompts(image, wording, image_seed + number))
             with clock.stage("mask"):
@@ -147,7 +149,7 @@ class TextSegmenter:
                 warnings.append("The saliency map is constant: nothing stands out for this prompt.")
         probability = mean.mean
         return PromptResult(
-            prompt=prompt,
+            prompt=prompt.strip(),
             saliency=saliency,
             coarse=coarse,
             prompts=prompts,
@@ -158,7 +160,7 @@ class TextSegmenter:
             presence=presence,
             skipped=skipped,
             saliency_method=self.recipe.saliency,
-            seed=image_seed,
+            seed=seed,
             seconds=clock.seconds,
             warnings=warnings,
         )
@@ -168,15 +170,15 @@ class TextSegmenter:
             raise InputError("there is no image: call set_image before segment.")
         return self._image
 
-    def _text(self, prompt: str) -> np.ndarray:
-        """Return the prompt's embedding (D,); embeddings are kept, since prompts repeat over slices and images."""
-        if prompt not in self._texts:
-            if len(self._texts) >= 256:
+    def _text(self, wording: Wording) -> np.ndarray:
+        """Return the embedding (D,), of several texts their ensemble; kept, since prompts repeat over the slices."""
+        if wording not in self._texts:
+            if len(self._texts) >= KEPT_TEXTS:
                 self._texts.clear()
-            self._texts[prompt] = self.clip.encode_texts([prompt])[0]
-        return self._texts[prompt]
+            self._texts[wording] = ensemble_embedding(self.clip.encode_texts(list(wording)))
+        return self._texts[wording]
 
-    def _saliency(self, image: np.ndarray, wording: str, seed: int) -> np.ndarray:
+    def _saliency(self, image: np.ndarray, wording: Wording, seed: int) -> np.ndarray:
         return saliency_map(self.recipe, self.clip, image, self._text(wording), seed)
 
     def _coarse(self, saliency: np.ndarray) -> CoarseMask:
@@ -201,7 +203,7 @@ class TextSegmenter:
             seed=seed,
         )
 
-    def _disturbed_prompts(self, image: np.ndarray, wording: str, seed: int) -> VisualPrompts:
+    def _disturbed_prompts(self, image: np.ndarray, wording: Wording, seed: int) -> VisualPrompts:
         """Visual prompts of one further sample: another wording, other noise, jittered boxes."""
         coarse = self._coarse(self._saliency(image, wording, seed))
         prompts = self._visual_prompts(coarse, seed)

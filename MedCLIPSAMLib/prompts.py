@@ -25,6 +25,9 @@ LLM_TEMPLATE = "Give a sentence caption that describes unique visual features of
 ENSEMBLES = {"P4": "P2", "P5": "P3"}
 """Designs that take the mean of all sentences of another design."""
 
+SET_PREFIX = "set:"
+Wording = tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class PromptSet:
@@ -122,6 +125,25 @@ def paraphrases(prompt: str, count: int, seed: int = 0) -> list[str]:
         phrase = f"{first.lower()} {rest}".rstrip()  # a sentence's capital letter; abbreviations such as MRI stay
     wordings = [prompt, *(templates[index].replace("{}", phrase) for index in order)]
     return [wordings[index % len(wordings)] for index in range(count)]
+
+
+def wordings(prompt: str, count: int, seed: int = 0) -> list[Wording]:
+    """Return ``count`` ways to say a prompt, each a tuple of texts whose embeddings are averaged.
+
+    A free text gives its :func:`paraphrases`. ``set:NAME`` names a prompt set: an ensemble (P4, P5) gives all its
+    sentences together and then each on its own, any other set the paraphrases of its first sentence.
+
+    Raises:
+        InputError: See :func:`paraphrases` and :func:`load_prompt_set`.
+    """
+    prompt = check_prompt(prompt)
+    if not prompt.startswith(SET_PREFIX):
+        return [(text,) for text in paraphrases(prompt, count, seed)]
+    chosen = load_prompt_set(prompt.removeprefix(SET_PREFIX).strip())
+    if not chosen.is_ensemble:
+        return [(text,) for text in paraphrases(chosen.prompts[0], count, seed)]
+    order = np.random.default_rng(seed).permutation(len(chosen.prompts))
+    return [chosen.prompts, *((chosen.prompts[order[number % len(order)]],) for number in range(count - 1))]
 
 
 def unsupported_wording(prompt: str) -> list[str]:

@@ -91,7 +91,7 @@ class PromptResult:
         presence: See :class:`Presence`.
         skipped: True when the presence gate stopped the run before the segmenter; the masks are then empty.
         saliency_method: "m2ib", "patch_similarity", ...
-        seed: The seed that this image and prompt used.
+        seed: The run's seed; with the image's content it fixes every random draw.
         seconds: Wall time per stage.
         warnings: Sentences for the user.
     """

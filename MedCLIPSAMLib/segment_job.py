@@ -31,7 +31,7 @@ from MedCLIPSAMLib.file_output import (
 from MedCLIPSAMLib.geometry import SliceGeometry, spacing
 from MedCLIPSAMLib.images import check_image, robust_window
 from MedCLIPSAMLib.medical_image import MedicalImage
-from MedCLIPSAMLib.prompts import check_prompt
+from MedCLIPSAMLib.prompts import check_prompt, wordings
 from MedCLIPSAMLib.result_folder import collected
 from MedCLIPSAMLib.results import PromptResult, VolumeResult
 
@@ -107,6 +107,8 @@ def make_request(
         OutputError: The output folder cannot be written to.
     """
     checked = tuple(check_prompt(prompt) for prompt in prompts)
+    for prompt in checked:
+        wordings(prompt, 1)  # raises for an unknown prompt set
     if not checked:
         raise InputError("there is no prompt; pass at least one text that says what to segment.")
     if len({prompt.lower() for prompt in checked}) < len(checked):

@@ -18,7 +18,7 @@ from MedCLIPSAMLib.geometry import SliceGeometry
 from MedCLIPSAMLib.images import MINIMUM_SIDE, check_finite, robust_window, to_uint8
 from MedCLIPSAMLib.medical_image import MedicalImage
 from MedCLIPSAMLib.pipeline import TextSegmenter
-from MedCLIPSAMLib.prompts import check_prompt, unsupported_wording
+from MedCLIPSAMLib.prompts import unsupported_wording, wordings
 from MedCLIPSAMLib.results import PromptResult, SliceRecord, VolumeResult
 
 NEIGHBOURS = 1
@@ -71,7 +71,9 @@ def segment_volume(
     volume = image.array
     if not image.is_volume or volume.ndim != 3:
         raise InputError(f"an array of shape {volume.shape} is not a volume (K, J, I); segment it as a 2D image.")
-    texts = [check_prompt(prompt) for prompt in prompts]
+    texts = [prompt.strip() for prompt in prompts]
+    for text in texts:
+        wordings(text, 1)  # raises for an unusable prompt before any slice is read
     if not texts:
         raise InputError("there is no prompt; pass at least one text that says what to segment.")
     geometry = SliceGeometry.of(volume.shape, image.ijk_to_ras, axis)

@@ -19,6 +19,7 @@ from MedCLIPSAMLib.prompts import (
     paraphrases,
     prompt_sets,
     unsupported_wording,
+    wordings,
 )
 from MedCLIPSAMLib.resources import resource_path
 
@@ -214,3 +215,15 @@ def test_resources_are_found_in_every_layout(tmp_path: Path, layout: str) -> Non
     code = "import MedCLIPSAMLib.prompts as p; print(p.__file__); print(p.load_prompt_set('brain-mri-p0').prompts)"
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert run.stdout.splitlines() == [str(package / "prompts.py"), "('brain tumor',)"]
+
+
+def test_wordings_of_free_text_and_of_sets() -> None:
+    assert wordings("breast tumor", 3)[0] == ("breast tumor",)
+    ensemble = load_prompt_set("breast-ultrasound-p4")
+    ways = wordings("set:breast-ultrasound-p4", 4, seed=1)
+    assert ways[0] == ensemble.prompts
+    assert len(ways) == 4
+    assert all(len(way) == 1 and way[0] in ensemble.prompts for way in ways[1:])
+    assert wordings("set:brain-mri-p0", 1) == [(load_prompt_set("brain-mri-p0").prompts[0],)]
+    with pytest.raises(InputError, match="no-such-set"):
+        wordings("set:no-such-set", 1)
