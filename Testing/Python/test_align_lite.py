@@ -21,7 +21,7 @@ from MedCLIPSAMTraining.alignment_data import (  # noqa: E402
     find_images,
     half_of_subjects,
 )
-from MedCLIPSAMTraining.alignment_export import fit_logistic  # noqa: E402
+from MedCLIPSAMTraining.alignment_export import ACCEPTED, fit_logistic  # noqa: E402
 from MedCLIPSAMTraining.captions import CONCEPTS, NAMES, REGION_NAMES, REGIONS, description_matrix  # noqa: E402
 from MedCLIPSAMTraining.distractors import DISTRACTORS, HELD_OUT  # noqa: E402
 
@@ -169,8 +169,8 @@ def test_logistic_fit_separates_and_accepts_the_wanted_share() -> None:
     rows = rng.standard_normal((2000, 3)) + labels[:, None] * np.array([2.0, 1.0, 0.0])
     calibration = fit_logistic(rows, labels)
     scores = np.array([calibration.score(row) for row in rows])
-    assert np.mean(scores[labels] >= calibration.threshold) == pytest.approx(0.93, abs=0.01)
-    assert np.mean(scores[~labels] >= calibration.threshold) < 0.4
+    assert np.mean(scores[labels] >= calibration.threshold) == pytest.approx(ACCEPTED, abs=0.01)
+    assert np.mean(scores[~labels] >= calibration.threshold) < 0.6
     assert calibration.weights[0] > calibration.weights[1] > 0.3
     assert abs(calibration.weights[2]) < 0.2
 

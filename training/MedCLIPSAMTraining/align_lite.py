@@ -136,7 +136,7 @@ class Trainer:
     def _learning_rate(self) -> float:
         progress = self.step / self.settings.steps
         cosine = 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * progress))
-        return self.settings.learning_rate * min(1.0, (self.step + 1) / 40) * cosine
+        return float(self.settings.learning_rate * min(1.0, (self.step + 1) / 40) * cosine)
 
     def _patch_loss(self, batch: Batch, patches: Tensor) -> Tensor:
         with torch.no_grad():
