@@ -17,6 +17,7 @@ class Recipe:
     Attributes:
         name: The engine.
         saliency: "patch_similarity" or "m2ib".
+        scales: Sizes at which patch similarity looks at the image, see ``saliency.patch_similarity``.
         m2ib: Settings of M2IB, see :class:`MedCLIPSAMLib.saliency.m2ib.M2IBSettings`.
         threshold: "otsu", "kmeans" or a fixed saliency in [0, 1).
         minimum_confidence, relative_confidence: Which components are kept, see ``coarse.coarse_mask``.
@@ -35,6 +36,7 @@ class Recipe:
     name: str
     saliency: str
     m2ib: dict[str, Any]
+    scales: tuple[float, ...] = (1.0,)
     threshold: Literal["otsu", "kmeans"] | float = "otsu"
     minimum_confidence: float = 0.5
     relative_confidence: float = 0.0
@@ -77,4 +79,4 @@ def load_recipe(engine: str) -> Recipe:
     unknown = set(settings) - {field.name for field in fields(Recipe)}
     if unknown:
         raise InputError(f"{path.name} has settings that no recipe knows: {', '.join(sorted(unknown))}.")
-    return Recipe(**settings)
+    return Recipe(**settings | {"scales": tuple(settings.get("scales", (1.0,)))})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from MedCLIPSAMLib.clip.lite_tower import COARSE, LiteTower
 from MedCLIPSAMLib.clip.minilm import MiniLM
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.images import Frame
-from MedCLIPSAMLib.sam.lite_encoder import LiteEncoder
+from MedCLIPSAMLib.sam.lite_encoder import REMEMBERED, LiteEncoder, LiteFeatures
 
 
 class LiteClip:
@@ -35,7 +36,7 @@ class LiteClip:
         self.encoder = encoder
         self.text = text.to(encoder.device)
         self.tower = tower.float().eval().requires_grad_(False).to(encoder.device)
-        self._image: tuple[object, Tensor, Tensor, np.ndarray] | None = None
+        self._remembered: OrderedDict[int, tuple[LiteFeatures, Tensor, np.ndarray]] = OrderedDict()
 
     def encode_images(self, images: list[np.ndarray]) -> np.ndarray:
         """See :class:`VisionLanguageModel`."""
@@ -72,8 +73,8 @@ class LiteClip:
 
     def patch_embeddings(self, image: np.ndarray) -> tuple[np.ndarray, Frame]:
         """See :class:`VisionLanguageModel`: (32, 32, D)."""
-        features, _, patches = self._run(image)
-        return patches, features
+        frame, _, patches = self._run(image)
+        return patches, frame
 
     def absent_vector(self) -> np.ndarray:
         """Return the unit vector (D,) that texts naming nothing learnt are drawn to."""
@@ -85,14 +86,18 @@ class LiteClip:
 
     @torch.no_grad()
     def _run(self, image: np.ndarray) -> tuple[Frame, Tensor, np.ndarray]:
-        """Return frame, transformed tokens and patch vectors; the last image's are kept."""
+        """Return frame, transformed tokens and patch vectors; those of the last few images are kept."""
         encoded = self.encoder(image)
-        if self._image is None or self._image[0] is not encoded:
-            features = self.tower.normalise(self._features(image))
+        key = id(encoded)  # the entry holds the object, so its id is not given to another one
+        if key not in self._remembered:
+            features = self.tower.normalise(encoded.tokens.clone())
             tokens = self.tower.transform(self.tower.with_position(self.tower.coarse_tokens(features)))
             patches = self.tower.patch_vectors(features, tokens)[0].cpu().numpy()
-            self._image = (encoded, tokens, features, patches)
-        return encoded.frame, self._image[1], self._image[3]
+            self._remembered[key] = (encoded, tokens, patches)
+            if len(self._remembered) > REMEMBERED:
+                self._remembered.popitem(last=False)
+        _, tokens, patches = self._remembered[key]
+        return encoded.frame, tokens, patches
 
 
 def _cls_only(block: torch.nn.TransformerEncoderLayer, tokens: Tensor) -> Tensor:

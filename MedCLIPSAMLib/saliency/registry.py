@@ -22,7 +22,7 @@ def _patch_similarity(
 ) -> np.ndarray:
     from MedCLIPSAMLib.saliency.patch_similarity import patch_similarity
 
-    return patch_similarity(model, image, text, seed=seed)
+    return patch_similarity(model, image, text, scales=recipe.scales, seed=seed)
 
 
 SALIENCY_METHODS: dict[str, Callable[..., np.ndarray]] = {"m2ib": _m2ib, "patch_similarity": _patch_similarity}

@@ -14,8 +14,8 @@ from MedCLIPSAMLib.images import Frame
 from MedCLIPSAMLib.sam.tiny_vit import TinyViT
 
 GRID = 64
-REMEMBERED = 3
-"""Images whose features are kept: a slice and its two neighbours, 7 MB each."""
+REMEMBERED = 6
+"""Images whose features are kept, 7 MB each: a slice and its two neighbours, at two scales."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from MedCLIPSAMLib.sam.lite_encoder import LiteEncoder
     from MedCLIPSAMTraining.align_lite import Trainer
 
-ACCEPTED = 0.97
+ACCEPTED = 0.985
 """Share of the right prompts of the validation split that the threshold accepts."""
 
 RIGHT_PROMPTS = {
