@@ -85,7 +85,10 @@ def to_uint8(image: np.ndarray, window: tuple[float, float] | None = None) -> np
         return image
     if not upper > lower:
         raise InputError(f"window ({lower}, {upper}): the upper intensity must be above the lower one.")
-    scaled = (image.astype(np.float32) - np.float32(lower)) * np.float32(255.0 / (upper - lower))
+    # Single precision tells 16-bit values and ordinary floats apart; wider types may need double.
+    is_long = image.dtype.itemsize > 4 or (image.dtype.kind in "ui" and image.dtype.itemsize == 4)
+    wide = np.float64 if is_long else np.float32
+    scaled = (image.astype(wide) - wide(lower)) * wide(255.0 / (upper - lower))
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 

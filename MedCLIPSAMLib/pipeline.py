@@ -70,14 +70,15 @@ class TextSegmenter:
         Raises:
             InputError: See :func:`MedCLIPSAMLib.images.check_image`.
         """
-        self._image = to_uint8(check_image(image), window)
-        if self._image.min() == self._image.max():
+        shown = to_uint8(check_image(image), window)
+        if shown.min() == shown.max():
             low, high = float(np.min(image)), float(np.max(image))
             raise InputError(f"the window {window} shows nothing of an image with values {low:g} to {high:g}.")
-        digest = hashlib.blake2b(np.ascontiguousarray(self._image).data, digest_size=8)
-        digest.update(str(self._image.shape).encode())
+        digest = hashlib.blake2b(np.ascontiguousarray(shown).data, digest_size=8)
+        digest.update(str(shown.shape).encode())
+        self.segmenter.set_image(shown)
+        self._image = shown
         self._content = int.from_bytes(digest.digest(), "little")
-        self.segmenter.set_image(self._image)
 
     def presence(self, prompt: str) -> float | None:
         """Return the calibrated score in [0, 1] that the prompt's target is in the image; None without calibration."""
@@ -116,6 +117,10 @@ class TextSegmenter:
             CancelledError: ``cancelled`` said so.
         """
         image = self._need_image()
+        if seed < 0:
+            raise InputError(f"seed {seed}: it must be 0 or more.")
+        if presence_score is not None and self.calibration is None:
+            raise InputError("a presence score was given, but this engine has no calibration to judge it by.")
         texts = wordings(prompt, self.recipe.samples, seed)
         image_seed = int(np.random.SeedSequence([seed, self._content]).generate_state(1)[0])
         clock = _Clock(cancelled)

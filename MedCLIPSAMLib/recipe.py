@@ -52,6 +52,9 @@ class Recipe:
     gate: bool = True
     presets: dict[str, dict[str, Any]] | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", tuple(self.scales))  # JSON gives a list
+
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-able values, without the presets that were not chosen."""
         settings = asdict(self)
@@ -79,4 +82,4 @@ def load_recipe(engine: str) -> Recipe:
     unknown = set(settings) - {field.name for field in fields(Recipe)}
     if unknown:
         raise InputError(f"{path.name} has settings that no recipe knows: {', '.join(sorted(unknown))}.")
-    return Recipe(**settings | {"scales": tuple(settings.get("scales", (1.0,)))})
+    return Recipe(**settings)

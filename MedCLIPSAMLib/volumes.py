@@ -84,6 +84,10 @@ def segment_volume(
         )
     check_finite(volume, "the volume")
     window = window or image.window or robust_window(volume)
+    if not window[1] > window[0]:
+        raise InputError(f"window ({window[0]:g}, {window[1]:g}): the upper intensity must be above the lower one.")
+    if seed < 0:
+        raise InputError(f"seed {seed}: it must be 0 or more.")
     first, last = slice_range or (0, geometry.count - 1)
     if not 0 <= first <= last < geometry.count:
         raise InputError(

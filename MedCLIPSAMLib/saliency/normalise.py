@@ -10,11 +10,14 @@ from MedCLIPSAMLib.images import Frame
 
 logger = logging.getLogger(__name__)
 
+ROUNDING = 1e-6
+"""Relative span below which a map is constant: interpolation leaves single-precision rounding errors."""
+
 
 def minimum_maximum(plane: np.ndarray) -> np.ndarray:
     """Scale a map linearly to minimum 0 and maximum 1; a constant map becomes 0, with a warning."""
     low, high = float(plane.min()), float(plane.max())
-    if not high > low:
+    if not high - low > ROUNDING * max(abs(low), abs(high)):
         logger.warning("The saliency map is constant; it is set to zero.")
         return np.zeros(plane.shape, np.float32)
     return ((plane - low) / (high - low)).astype(np.float32)

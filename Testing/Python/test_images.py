@@ -220,7 +220,6 @@ class TestEightBit:
         for changed in (image.astype(np.uint16), image.astype(np.int32) * 100, image / 1e6, image.astype(np.float32)):
             np.testing.assert_array_equal(to_uint8(changed), reference)
 
-    @pytest.mark.xfail(strict=True, reason="the window is subtracted in single precision")
     @pytest.mark.parametrize(
         "image",
         [

@@ -14,16 +14,13 @@ from MedCLIPSAMLib.engines import choose_device, engine_names, load_engine
 from MedCLIPSAMLib.errors import CancelledError, InputError
 from MedCLIPSAMLib.pipeline import TextSegmenter
 from MedCLIPSAMLib.presence import PresenceCalibration, presence_features
-from MedCLIPSAMLib.prompts import paraphrases
+from MedCLIPSAMLib.prompts import wordings
 from MedCLIPSAMLib.recipe import Recipe, load_recipe
 from MedCLIPSAMLib.results import PromptResult
 from MedCLIPSAMLib.samples import load_sample
 
 PROMPT, OTHER = "breast tumor", "both lungs"
 REJECTS_ALL = PresenceCalibration(weights=(0.0, 0.0, 0.0), bias=0.0, threshold=0.9)
-REPLACED = pytest.mark.xfail(
-    strict=True, reason="the blank image stays, beside the segmenter's embedding of the old one"
-)
 MAPS = ("saliency", "probability", "mask", "entropy", "mutual_information")
 
 
@@ -91,9 +88,10 @@ def test_probability_is_the_mean_over_the_samples(build):
     image = phantom()
     segmenter.set_image(image)
     result = segmenter.segment(PROMPT, seed=4)
+    image_seed = int(np.random.SeedSequence([4, segmenter._content]).generate_state(1)[0])
     samples = [result.prompts]
-    for number, wording in enumerate(paraphrases(PROMPT, 3, 4)[1:], start=1):
-        samples.append(segmenter._disturbed_prompts(image, wording, result.seed + number))
+    for number, wording in enumerate(wordings(PROMPT, 3, 4)[1:], start=1):
+        samples.append(segmenter._disturbed_prompts(image, wording, image_seed + number))
     probabilities = []
     for prompts in samples:
         logits, _ = segmenter.segmenter.predict(prompts)
@@ -137,13 +135,17 @@ def test_repeat_is_bit_equal_whatever_came_between(build, untrained_segmenter, m
 def test_seed_and_content_fix_the_random_draws(build):
     segmenter = build(saliency="m2ib", samples=2)
     segmenter.set_image(phantom())
-    results = {seed: segmenter.segment(PROMPT, seed=seed) for seed in (0, 1, 2**40)}
-    assert len({result.seed for result in results.values()}) == 3
-    assert np.abs(results[0].saliency - results[1].saliency).max() > 1e-4
-    segmenter.set_image(phantom()[:, ::-1])
-    assert segmenter.segment(PROMPT).seed not in {result.seed for result in results.values()}
+    first, other = (segmenter.segment(PROMPT, seed=seed) for seed in (0, 2**40))
+    assert (first.seed, other.seed) == (0, 2**40)
+    assert np.abs(first.saliency - other.saliency).max() > 1e-4
     segmenter.set_image(phantom().astype(np.float64), window=(0, 255))  # the same picture from another file
-    assert segmenter.segment(PROMPT).seed == results[0].seed
+    assert_bit_equal(segmenter.segment(PROMPT), first)
+    content = segmenter._content
+    contents = set()
+    for different in (phantom()[:, ::-1], phantom().T, phantom(seed=1), np.repeat(phantom()[..., None], 3, axis=2)):
+        segmenter.set_image(different)
+        contents.add(segmenter._content)
+    assert len(contents - {content}) == 4, "another image draws other noise"
 
 
 @pytest.mark.parametrize("kind", ["16 bit", "signed", "float", "bool", "RGB", "16-bit RGB"])
@@ -167,7 +169,8 @@ def test_any_kind_of_image(build, kind):
 def test_constant_saliency_gives_an_empty_result_and_says_so(build):
     segmenter = build()
     segmenter.clip = copy.copy(segmenter.clip)
-    segmenter.clip.encode_texts = lambda prompts: np.zeros((len(prompts), 256), np.float32)
+    patches, frame = segmenter.clip.patch_embeddings(phantom())
+    segmenter.clip.patch_embeddings = lambda image: (np.zeros_like(patches), frame)
     segmenter.set_image(phantom())
     result = segmenter.segment(PROMPT)
     assert_sound(result, (90, 120))
@@ -210,7 +213,6 @@ class TestGate:
         assert accepted.presence.accepted and accepted.presence.score == 0.9 and not accepted.skipped
         assert segmenter.segment(PROMPT, presence_score=0.89).skipped
 
-    @pytest.mark.xfail(strict=True, reason="fails with AttributeError")
     def test_a_score_without_calibration_is_a_bad_request(self, build):
         segmenter = build(samples=1)
         segmenter.set_image(phantom())
@@ -278,7 +280,7 @@ class TestBadRequests:
             segmenter.set_image(image)
         assert_bit_equal(segmenter.segment(PROMPT), expected)
 
-    @pytest.mark.parametrize("window", [pytest.param((300, 400), marks=REPLACED), (10, 10), (20, 10)])
+    @pytest.mark.parametrize("window", [(300, 400), (10, 10), (20, 10)])
     def test_window_that_shows_nothing_leaves_the_image_before(self, build, window):
         segmenter = build(samples=1)
         segmenter.set_image(phantom())
@@ -287,7 +289,6 @@ class TestBadRequests:
             segmenter.set_image(phantom(seed=3).astype(np.int16), window)
         assert_bit_equal(segmenter.segment(PROMPT), expected)
 
-    @pytest.mark.xfail(strict=True, reason="fails with numpy's ValueError, which names no seed")
     def test_negative_seed(self, build):
         segmenter = build(samples=1)
         segmenter.set_image(phantom())
@@ -335,7 +336,7 @@ class TestEngines:
         recipe = load_recipe("lite")
         written = json.loads(json.dumps(recipe.as_dict()))
         assert written["name"] == "lite" and "presets" not in written
-        assert Recipe(**written) == replace(recipe, presets=None)
+        assert json.loads(json.dumps(Recipe(**written).as_dict())) == written
         for preset in recipe.presets or {}:
             assert recipe.with_preset(preset) != recipe
 
