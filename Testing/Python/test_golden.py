@@ -44,9 +44,9 @@ def test_another_organ_is_not_found(lite: TextSegmenter) -> None:
 @pytest.mark.parametrize(
     ("task", "prompt", "golden"),
     [
-        ("breast_ultrasound_tumour", "breast tumor", None),
-        ("brain_mri_tumour", "brain tumor", None),
-        ("chest_xray_lung", "lungs", None),
+        ("breast_ultrasound_tumour", "breast tumor", 0.770),
+        ("brain_mri_tumour", "brain tumor", 0.895),
+        ("chest_xray_lung", "lungs", 0.941),
     ],
 )
 def test_validation_images_give_the_golden_figure(
