@@ -212,6 +212,8 @@ def test_interruption_ends_pip_and_gives_the_lock_back(checkout: Path, number: s
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            # A suite that runs in the background ignores SIGINT, and a shell that inherits that can never trap it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         server.settimeout(60)
         connection, _ = server.accept()  # pip is now waiting
