@@ -270,7 +270,7 @@ def main(
     encoder = LiteMedSAM(verified("lite-medsam"), choose_device(device)).encoder
     text = MiniLM(verified("minilm-l6-v2"), verified("minilm-l6-v2-tokenizer"))
     trainer, store = train(data, work, settings, encoder, text)
-    calibration = export(trainer, store, output, encoder, text)
+    calibration = export(trainer.tower, asdict(settings), store.images, output, encoder, text)
     logger.info("Presence calibration: %s", calibration)
     logger.info("Written: %s (%.1f MB)", output, output.stat().st_size / 1e6)
 

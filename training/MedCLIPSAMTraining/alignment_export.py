@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 
 from MedCLIPSAMLib.clip.lite import LiteClip, load_tower
 from MedCLIPSAMLib.presence import PresenceCalibration, presence_features
-from MedCLIPSAMTraining.alignment_data import CHEST_CT, FeatureStore, TrainingImage, load_pair
+from MedCLIPSAMTraining.alignment_data import CHEST_CT, TrainingImage, load_pair
 from MedCLIPSAMTraining.distractors import DISTRACTORS
 
 if TYPE_CHECKING:
     from MedCLIPSAMLib.clip.minilm import MiniLM
+    from MedCLIPSAMLib.clip.lite_tower import LiteTower
     from MedCLIPSAMLib.sam.lite_encoder import LiteEncoder
-    from MedCLIPSAMTraining.align_lite import Trainer
 
 ACCEPTED = 0.985
 """Share of the right prompts of the validation split that the threshold accepts."""
@@ -34,23 +34,35 @@ RIGHT_PROMPTS = {
 
 
 def export(
-    trainer: Trainer, store: FeatureStore, output: Path, encoder: LiteEncoder, text: MiniLM
+    tower: LiteTower,
+    training: dict[str, Any],
+    images: list[TrainingImage],
+    output: Path,
+    encoder: LiteEncoder,
+    text: MiniLM,
 ) -> PresenceCalibration:
     """Write ``output`` (safetensors): the weights in float16, and the settings and calibration as its metadata.
 
-    The calibration is fitted with the rounded weights, as the engine will load them.
+    The calibration is fitted with the rounded weights, as the engine will load them, on the validation images.
+
+    Args:
+        tower: Trained.
+        training: The settings of the run, with its "seed".
+        images: All images of the run.
+        output: The safetensors file.
+        encoder, text: The frozen parts.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    weights = {key: value.detach().cpu().half().contiguous() for key, value in trainer.tower.state_dict().items()}
+    weights = {key: value.detach().cpu().half().contiguous() for key, value in tower.state_dict().items()}
     metadata = {
-        "settings": json.dumps(trainer.tower.settings),
-        "training": json.dumps(asdict(trainer.settings)),
+        "settings": json.dumps(tower.settings),
+        "training": json.dumps(training),
         "format": "pt",
     }
     temporary = output.with_suffix(".part")
     save_file(weights, temporary, metadata)
     clip = LiteClip(encoder, text, load_tower(temporary))
-    calibration = calibrate(clip, [image for image in store.images if image.split == "val"], trainer.settings.seed)
+    calibration = calibrate(clip, [image for image in images if image.split == "val"], training["seed"])
     save_file(weights, temporary, metadata | {"presence": json.dumps(asdict(calibration))})
     os.replace(temporary, output)
     return calibration
