@@ -18,8 +18,8 @@ from MedCLIPSAMTraining.alignment_data import CHEST_CT, TrainingImage, load_pair
 from MedCLIPSAMTraining.distractors import DISTRACTORS
 
 if TYPE_CHECKING:
-    from MedCLIPSAMLib.clip.minilm import MiniLM
     from MedCLIPSAMLib.clip.lite_tower import LiteTower
+    from MedCLIPSAMLib.clip.minilm import MiniLM
     from MedCLIPSAMLib.sam.lite_encoder import LiteEncoder
 
 ACCEPTED = 0.985
