@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,15 +62,15 @@ def load_lite(recipe: Recipe, device: str, alignment: Path) -> TextSegmenter:
     """Load the lite engine with the alignment in ``alignment`` (safetensors)."""
     import torch
 
-    from MedCLIPSAMLib.clip.lite import LiteClip, load_tower, read_metadata
+    from MedCLIPSAMLib.clip.lite import LiteClip, load_tower, read_card
     from MedCLIPSAMLib.clip.minilm import MiniLM
     from MedCLIPSAMLib.sam.lite_medsam import LiteMedSAM
 
     segmenter = LiteMedSAM(verified("lite-medsam"), torch.device(device))
     text = MiniLM(verified("minilm-l6-v2"), verified("minilm-l6-v2-tokenizer"))
     clip = LiteClip(segmenter.encoder, text, load_tower(alignment))
-    fitted = read_metadata(alignment).get("presence")
-    calibration = PresenceCalibration(**json.loads(fitted)) if fitted else None
+    fitted = read_card(alignment).get("presence")
+    calibration = PresenceCalibration(**fitted) if fitted else None
     return TextSegmenter(clip, segmenter, recipe, calibration, device)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from MedCLIPSAMLib.clip.minilm import MiniLM
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.images import Frame
 from MedCLIPSAMLib.sam.lite_encoder import REMEMBERED, LiteEncoder, LiteFeatures
+
+CARD = "lite-alignment"
+"""The only entry of the file's metadata: safetensors writes several in random order, and the hash would change."""
 
 
 class LiteClip:
@@ -108,28 +112,27 @@ def _cls_only(block: torch.nn.TransformerEncoderLayer, tokens: Tensor) -> Tensor
     return first + block.linear2(block.activation(block.linear1(block.norm2(first))))
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of a safetensors file.
+def read_card(path: Path) -> dict[str, Any]:
+    """Return what an alignment says of itself: "tower" and "training" settings, and "presence", its calibration.
 
     Raises:
-        InputError: The file cannot be read as safetensors.
+        InputError: The file is not a lite alignment.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
+            return json.loads((file.metadata() or {})[CARD])
+    except KeyError as error:
+        raise InputError(f"{path} is not a lite alignment: its metadata has no entry {CARD!r}.") from error
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read as safetensors: {error}") from error
 
 
 def load_tower(path: Path) -> LiteTower:
-    """Load a tower from a safetensors file whose metadata holds its settings.
+    """Load a tower from a safetensors file, see :func:`read_card`.
 
     Raises:
         InputError: The file is not a lite alignment.
     """
-    metadata = read_metadata(path)
-    if "settings" not in metadata:
-        raise InputError(f"{path} is not a lite alignment: its metadata has no settings of the tower.")
-    tower = LiteTower(**json.loads(metadata["settings"]))
+    tower = LiteTower(**read_card(path)["tower"])
     tower.load_state_dict({key: value.float() for key, value in load_file(path).items()})
     return tower

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from MedCLIPSAMLib.clip.lite import LiteClip, load_tower
+from MedCLIPSAMLib.clip.lite import CARD, LiteClip, load_tower
 from MedCLIPSAMLib.presence import PresenceCalibration, presence_features
 from MedCLIPSAMTraining.alignment_data import CHEST_CT, TrainingImage, load_pair
 from MedCLIPSAMTraining.distractors import DISTRACTORS
@@ -54,16 +54,12 @@ def export(
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     weights = {key: value.detach().cpu().half().contiguous() for key, value in tower.state_dict().items()}
-    metadata = {
-        "settings": json.dumps(tower.settings),
-        "training": json.dumps(training),
-        "format": "pt",
-    }
+    card = {"tower": tower.settings, "training": training}
     temporary = output.with_suffix(".part")
-    save_file(weights, temporary, metadata)
+    save_file(weights, temporary, {CARD: json.dumps(card)})
     clip = LiteClip(encoder, text, load_tower(temporary))
     calibration = calibrate(clip, [image for image in images if image.split == "val"], training["seed"])
-    save_file(weights, temporary, metadata | {"presence": json.dumps(asdict(calibration))})
+    save_file(weights, temporary, {CARD: json.dumps(card | {"presence": asdict(calibration)})})
     os.replace(temporary, output)
     return calibration
 
