@@ -125,6 +125,11 @@ class TextSegmenter:
         image_seed = int(np.random.SeedSequence([seed, self._content]).generate_state(1)[0])
         clock = _Clock(cancelled)
         warnings = unsupported_wording(prompt)
+        if self.recipe.visual_prompt not in self.segmenter.prompt_kinds:
+            trained = " and ".join(sorted(self.segmenter.prompt_kinds))
+            warnings.append(
+                f"{self.segmenter.name} was trained for {trained}; masks from {self.recipe.visual_prompt!r} are worse."
+            )
         with clock.stage("presence"):
             score = self.presence(prompt) if presence_score is None else presence_score
             presence = UNCALIBRATED if score is None else self.calibration.presence(score)

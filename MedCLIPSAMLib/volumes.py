@@ -44,7 +44,7 @@ def segment_volume(
 ) -> list[VolumeResult]:
     """Segment every slice of a volume, presented in the standard radiological orientation.
 
-    The presence score of a slice is the mean over itself and its neighbours; each slice is encoded once.
+    The presence score of a slice is the mean over itself and its neighbours; no slice is encoded twice for that.
 
     Args:
         segmenter: A loaded engine.
@@ -71,9 +71,9 @@ def segment_volume(
     volume = image.array
     if not image.is_volume or volume.ndim != 3:
         raise InputError(f"an array of shape {volume.shape} is not a volume (K, J, I); segment it as a 2D image.")
+    for prompt in prompts:
+        wordings(prompt, 1)  # raises for an unusable prompt before any slice is read
     texts = [prompt.strip() for prompt in prompts]
-    for text in texts:
-        wordings(text, 1)  # raises for an unusable prompt before any slice is read
     if not texts:
         raise InputError("there is no prompt; pass at least one text that says what to segment.")
     geometry = SliceGeometry.of(volume.shape, image.ijk_to_ras, axis)

@@ -21,10 +21,10 @@ DECODER_BATCH = 16
 
 
 class LiteMedSAM:
-    """LiteMedSAM with the official pre- and post-processing; trained for boxes, points work less well."""
+    """LiteMedSAM with the official pre- and post-processing; it takes points, but was trained for boxes alone."""
 
     name = "LiteMedSAM"
-    prompt_kinds = frozenset({"boxes", "points"})
+    prompt_kinds = frozenset({"boxes"})
 
     def __init__(self, checkpoint: Path, device: torch.device | str = "cpu"):
         """Load ``checkpoint`` (lite_medsam.pth) with ``weights_only=True``; every key must match."""

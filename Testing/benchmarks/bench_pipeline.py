@@ -85,7 +85,7 @@ def prompt_rows(
     segmenter: TextSegmenter, image: np.ndarray, window: tuple[float, float] | None, repeats: int
 ) -> list[Row]:
     """First prompt on an image (encoding included) against the second, and the stages of both."""
-    first, second, encoding = [], [], []
+    first, second, encoding, first_saliency = [], [], [], []
     stages: dict[str, list[float]] = {}
     for turn in range(repeats + 1):
         segmenter._texts.clear()
@@ -101,6 +101,7 @@ def prompt_rows(
         encoding.append(encoded)
         first.append(together)
         second.append(again)
+        first_saliency.append(results[0].seconds["saliency"])
         for name, taken in results[1].seconds.items():
             stages.setdefault(name, []).append(taken)
     ratio = statistics.median(b / a for a, b in zip(first, second, strict=True))
@@ -115,6 +116,7 @@ def prompt_rows(
             f"{segmenter.recipe.samples} samples, {boxes} box(es)",
         ),
         Row("  stage: image encoding", milliseconds(encoding), "once per image"),
+        Row("  stage: saliency", milliseconds(first_saliency), "first prompt; encodes the image at further scales"),
         *(Row(f"  stage: {name}", milliseconds(taken), "second prompt") for name, taken in stages.items()),
     ]
 

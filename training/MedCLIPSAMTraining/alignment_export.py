@@ -60,6 +60,7 @@ def export(
     clip = LiteClip(encoder, text, load_tower(temporary))
     calibration = calibrate(clip, [image for image in images if image.split == "val"], training["seed"])
     save_file(weights, temporary, {CARD: json.dumps(card | {"presence": asdict(calibration)})})
+    temporary.chmod(0o644)  # safetensors writes for the owner alone
     os.replace(temporary, output)
     return calibration
 
