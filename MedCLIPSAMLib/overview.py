@@ -133,7 +133,8 @@ def _volume_row(
 ) -> Row:
     others = tuple(axis for axis in range(3) if axis != geometry.axis)
     counts = np.asarray(np.count_nonzero(result.mask, axis=others))
-    shown = int(np.argmax(counts)) if counts.any() else geometry.count // 2
+    asked = [one.index for one in result.slices if one.status != "outside the range"] or [geometry.count // 2]
+    shown = int(np.argmax(counts)) if counts.any() else asked[len(asked) // 2]
     record = result.slices[shown]
     statuses = [one.status for one in result.slices]
     presence = np.array([np.nan if one.presence is None else one.presence for one in result.slices], float)

@@ -33,7 +33,7 @@ from MedCLIPSAMLib.images import check_image, robust_window
 from MedCLIPSAMLib.medical_image import MedicalImage
 from MedCLIPSAMLib.prompts import check_prompt, wordings
 from MedCLIPSAMLib.result_folder import collected
-from MedCLIPSAMLib.results import PromptResult, VolumeResult
+from MedCLIPSAMLib.results import CoarseMask, PromptResult, VisualPrompts, VolumeResult
 
 if TYPE_CHECKING:
     from MedCLIPSAMLib.pipeline import TextSegmenter
@@ -111,8 +111,8 @@ def make_request(
         wordings(prompt, 1)  # raises for an unknown prompt set
     if not checked:
         raise InputError("there is no prompt; pass at least one text that says what to segment.")
-    if len({prompt.lower() for prompt in checked}) < len(checked):
-        raise InputError("a prompt is given twice; leave one of the two out.")
+    if twice := [prompt for number, prompt in enumerate(checked) if prompt.lower() in map(str.lower, checked[:number])]:
+        raise InputError(f"the prompt {twice[0]!r} is given twice; leave one of the two out.")
     if window is not None and not window[1] > window[0]:
         raise InputError(f"window ({window[0]:g}, {window[1]:g}): the upper intensity must be above the lower one.")
     began = time.perf_counter()
@@ -214,6 +214,10 @@ def _segment_image(
     results, reports = [], []
     for number, prompt in enumerate(request.prompts):
         result: PromptResult = segmenter.segment(prompt, seed=request.seed, cancelled=cancelled)
+        if result.skipped:  # what the gate skipped is not written as a coarse finding either
+            empty = np.zeros(result.mask.shape, bool)
+            nothing = CoarseMask(empty, result.coarse.threshold, (), empty.astype(np.int32))
+            result = replace(result, coarse=nothing, prompts=VisualPrompts())
         prefix = _prefix(request.prompts, number)
         write_mask_png(folder / f"{prefix}mask.png", result.mask)
         write_mask_png(folder / f"{prefix}coarse.png", result.coarse.mask)

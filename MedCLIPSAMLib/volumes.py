@@ -124,7 +124,7 @@ def segment_volume(
         if not keep_finished:
             raise
     for result in results:
-        _finish(result)
+        _finish(result, window)
     return results
 
 
@@ -218,13 +218,17 @@ def _put(result: VolumeResult, geometry: SliceGeometry, index: int, outcome: Pro
     )
 
 
-def _finish(result: VolumeResult) -> None:
+def _finish(result: VolumeResult, window: tuple[float, float]) -> None:
     """Flush the maps and say in words what happened to the slices."""
     for name in _MAPS:
         array = getattr(result, name)
         if isinstance(array, np.memmap):
             array.flush()
     seen = [record for record in result.slices if record.status in ("segmented", "skipped by the gate")]
+    if not seen and any(record.status == "blank" for record in result.slices):
+        result.warnings.append(
+            f"Nothing can be seen in any slice at the window {window[0]:g} to {window[1]:g}: pass another window."
+        )
     skipped = sum(record.status == "skipped by the gate" for record in seen)
     if skipped:
         result.warnings.append(

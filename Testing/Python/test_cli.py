@@ -53,7 +53,7 @@ def call(*arguments: str | Path) -> tuple[int, str]:
         (["PICTURE", "--sample", "brain-mri", "--prompt", "tumor"], "pass either an image or volume, or --sample"),
         (["PICTURE"], "there is no prompt"),
         (["PICTURE", "--prompt", " "], "holds no word"),
-        (["PICTURE", "--prompt", "liver", "--prompt", " Liver "], "a prompt is given twice"),
+        (["PICTURE", "--prompt", "liver", "--prompt", " Liver "], "is given twice"),
         (["missing.png", "--prompt", "tumor"], "missing.png does not exist"),
         (["PICTURE", "--prompt", "tumor", "--axis", "axial"], "is a 2D image; an axis or a slice range is for volumes"),
         (["VOLUME", "--prompt", "tumor", "--axis", "diagonal"], "'diagonal' is unknown"),
