@@ -72,7 +72,7 @@ def put_slice(volume: np.ndarray, axis: int, index: int, plane: np.ndarray) -> N
 
 
 def _slice_of(volume: np.ndarray, axis: int, index: int) -> tuple[slice | int, ...]:
-    if volume.ndim != 3 or axis not in (0, 1, 2):
+    if volume.ndim not in (3, 4) or axis not in (0, 1, 2):
         raise InputError(
             f"axis {axis} of an array of shape {volume.shape}: pass a volume (K, J, I) and axis 0, 1 or 2."
         )
@@ -146,17 +146,17 @@ class SliceGeometry:
         return (columns, rows) if self.transpose else (rows, columns)
 
     def to_display(self, plane: np.ndarray) -> np.ndarray:
-        """Turn a stored plane into the displayed orientation; a view, no copy."""
-        plane = plane.T if self.transpose else plane
+        """Turn a stored plane, grey or with colours last, into the displayed orientation; a view, no copy."""
+        plane = plane.swapaxes(0, 1) if self.transpose else plane
         return plane[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
 
     def from_display(self, plane: np.ndarray) -> np.ndarray:
         """Undo :meth:`to_display`; a view, no copy."""
         plane = plane[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
-        return plane.T if self.transpose else plane
+        return plane.swapaxes(0, 1) if self.transpose else plane
 
     def extract(self, volume: np.ndarray, index: int) -> np.ndarray:
-        """Return slice ``index`` of ``volume`` as displayed: a contiguous copy in memory, (H, W).
+        """Return slice ``index`` of ``volume`` as displayed: a contiguous copy in memory, (H, W) or (H, W, 3).
 
         Raises:
             InputError: The volume has another shape, or there is no such slice.
@@ -178,7 +178,7 @@ class SliceGeometry:
         put_slice(volume, self.axis, index, self.from_display(plane))
 
     def _check(self, volume: np.ndarray) -> None:
-        if volume.shape != self.shape:
+        if volume.shape[:3] != self.shape:
             raise InputError(f"the volume has shape {volume.shape}; this geometry is for {self.shape}.")
 
 

@@ -47,7 +47,7 @@ def check_finite(array: np.ndarray, name: str = "image") -> None:
     if array.dtype.kind != "f":
         return
     # Slice by slice, so that a volume needs no second array of its own size.
-    planes = array if array.ndim == 3 and array.shape[2] != 3 else array[None]
+    planes = array if array.ndim == 4 or (array.ndim == 3 and array.shape[2] != 3) else array[None]
     count = sum(int(plane.size - np.count_nonzero(np.isfinite(plane))) for plane in planes)
     if count:
         raise InputError(

@@ -13,17 +13,17 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 
 from MedCLIPSAMLib.clip.base import VisionLanguageModel
-from MedCLIPSAMLib.coarse import coarse_mask
 from MedCLIPSAMLib.errors import CancelledError, InputError
 from MedCLIPSAMLib.images import check_image, to_uint8
 from MedCLIPSAMLib.presence import UNCALIBRATED, PresenceCalibration, presence_features
 from MedCLIPSAMLib.prompts import Wording, ensemble_embedding, unsupported_wording, wordings
 from MedCLIPSAMLib.recipe import Recipe
-from MedCLIPSAMLib.results import CoarseMask, Presence, PromptResult, VisualPrompts
+from MedCLIPSAMLib.results import Presence, PromptResult, VisualPrompts
 from MedCLIPSAMLib.saliency.registry import saliency_map
 from MedCLIPSAMLib.sam.base import PromptableSegmenter
 from MedCLIPSAMLib.uncertainty import SampleMean
@@ -140,7 +140,7 @@ class TextSegmenter:
         with clock.stage("saliency"):
             saliency = self._saliency(image, texts[0], image_seed)
         with clock.stage("coarse mask"):
-            coarse = self._coarse(saliency)
+            coarse = self.recipe.coarse_mask(saliency)
             prompts = self._visual_prompts(coarse, image_seed)
 
         mean = SampleMean()
@@ -175,6 +175,72 @@ class TextSegmenter:
             warnings=warnings,
         )
 
+    def refine(
+        self,
+        saliency: np.ndarray,
+        *,
+        prompt: str = "",
+        threshold: float | Literal["otsu", "kmeans"] | None = None,
+        minimum_confidence: float | None = None,
+        seed: int = 0,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> PromptResult:
+        """Run the stages after the saliency map again, with another threshold or confidence; no text is needed.
+
+        The samples differ in the jitter of their boxes alone, since there is but one saliency map.
+
+        Args:
+            saliency: (H, W) in [0, 1], of the image set before.
+            prompt: Only copied into the result.
+            threshold, minimum_confidence: As for :meth:`Recipe.coarse_mask`; None for the recipe's.
+            seed: The run's seed.
+            cancelled: Asked between the stages.
+
+        Returns:
+            As :meth:`segment`, with a presence that is not known.
+
+        Raises:
+            InputError: No image, a map of another size, or a setting outside its range.
+            CancelledError: ``cancelled`` said so.
+        """
+        image = self._need_image()
+        if saliency.shape != image.shape[:2]:
+            raise InputError(f"the saliency map has shape {saliency.shape}, the image {image.shape[:2]}.")
+        image_seed = int(np.random.SeedSequence([seed, self._content]).generate_state(1)[0])
+        clock = _Clock(cancelled)
+        with clock.stage("coarse mask"):
+            coarse = self.recipe.coarse_mask(saliency, threshold, minimum_confidence)
+            prompts = self._visual_prompts(coarse, image_seed)
+        mean = SampleMean()
+        warnings = []
+        if len(prompts):
+            asked = [prompts]
+            for number in range(1, self.recipe.samples):
+                rng = np.random.default_rng(image_seed + number)
+                asked.append(jitter_boxes(prompts, self.recipe.box_jitter, rng, image.shape))
+            with clock.stage("mask"):
+                for probability in self._probabilities(asked):
+                    mean.add(probability)
+        else:
+            mean.add(np.zeros(image.shape[:2], np.float32))
+            warnings.append("Nothing of the saliency map is above the threshold.")
+        return PromptResult(
+            prompt=prompt,
+            saliency=saliency,
+            coarse=coarse,
+            prompts=prompts,
+            probability=mean.mean,
+            mask=mean.mean > 0.5,
+            entropy=mean.entropy(),
+            mutual_information=mean.mutual_information(),
+            presence=UNCALIBRATED,
+            skipped=False,
+            saliency_method=self.recipe.saliency,
+            seed=seed,
+            seconds=clock.seconds,
+            warnings=warnings,
+        )
+
     def _need_image(self) -> np.ndarray:
         if self._image is None:
             raise InputError("there is no image: call set_image before segment.")
@@ -191,18 +257,6 @@ class TextSegmenter:
     def _saliency(self, image: np.ndarray, wording: Wording, seed: int) -> np.ndarray:
         return saliency_map(self.recipe, self.clip, image, self._text(wording), seed)
 
-    def _coarse(self, saliency: np.ndarray) -> CoarseMask:
-        area = int(self.recipe.minimum_area * saliency.size)
-        return coarse_mask(
-            saliency,
-            method=self.recipe.threshold,
-            minimum_confidence=self.recipe.minimum_confidence,
-            relative_confidence=self.recipe.relative_confidence,
-            minimum_area=area,
-            maximum_components=self.recipe.maximum_components,
-            order=self.recipe.component_order,
-        )
-
     def _visual_prompts(self, coarse: CoarseMask, seed: int) -> VisualPrompts:
         return visual_prompts(
             coarse,
@@ -215,7 +269,7 @@ class TextSegmenter:
 
     def _disturbed_prompts(self, image: np.ndarray, wording: Wording, seed: int) -> VisualPrompts:
         """Visual prompts of one further sample: another wording, other noise, jittered boxes."""
-        coarse = self._coarse(self._saliency(image, wording, seed))
+        coarse = self.recipe.coarse_mask(self._saliency(image, wording, seed))
         prompts = self._visual_prompts(coarse, seed)
         return jitter_boxes(prompts, self.recipe.box_jitter, np.random.default_rng(seed), image.shape)
 

@@ -6,8 +6,12 @@ import json
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+import numpy as np
+
+from MedCLIPSAMLib.coarse import coarse_mask
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.resources import resource_path
+from MedCLIPSAMLib.results import CoarseMask
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,30 @@ class Recipe:
         settings = asdict(self)
         del settings["presets"]
         return settings
+
+    def coarse_mask(
+        self,
+        saliency: np.ndarray,
+        threshold: Literal["otsu", "kmeans"] | float | None = None,
+        minimum_confidence: float | None = None,
+    ) -> CoarseMask:
+        """Return the coarse mask of a saliency map by this recipe, or with a user's own threshold or confidence.
+
+        Args:
+            saliency: (H, W) in [0, 1].
+            threshold: Replaces the recipe's.
+            minimum_confidence: Replaces both of the recipe's confidence rules, in [0, 1].
+        """
+        own = minimum_confidence is not None
+        return coarse_mask(
+            saliency,
+            method=self.threshold if threshold is None else threshold,
+            minimum_confidence=minimum_confidence if own else self.minimum_confidence,
+            relative_confidence=0.0 if own else self.relative_confidence,
+            minimum_area=int(self.minimum_area * saliency.size),
+            maximum_components=self.maximum_components,
+            order=self.component_order,
+        )
 
     def with_preset(self, preset: str | None) -> Recipe:
         """Return the recipe with a preset's changes.

@@ -48,7 +48,7 @@ def segment_volume(
 
     Args:
         segmenter: A loaded engine.
-        image: A volume, (K, J, I) with its geometry.
+        image: A volume, (K, J, I) or in colour (K, J, I, 3), with its geometry.
         prompts: One result each.
         axis: As for :meth:`SliceGeometry.of`; None is the axis of acquisition.
         slice_range: (first, last) along the axis, from 0, both included; None for all.
@@ -69,14 +69,14 @@ def segment_volume(
         CancelledError: ``cancelled`` said so and ``keep_finished`` is False.
     """
     volume = image.array
-    if not image.is_volume or volume.ndim != 3:
+    if not image.is_volume or not (volume.ndim == 3 or (volume.ndim == 4 and volume.shape[3] == 3)):
         raise InputError(f"an array of shape {volume.shape} is not a volume (K, J, I); segment it as a 2D image.")
     for prompt in prompts:
         wordings(prompt, 1)  # raises for an unusable prompt before any slice is read
     texts = [prompt.strip() for prompt in prompts]
     if not texts:
         raise InputError("there is no prompt; pass at least one text that says what to segment.")
-    geometry = SliceGeometry.of(volume.shape, image.ijk_to_ras, axis)
+    geometry = SliceGeometry.of(volume.shape[:3], image.ijk_to_ras, axis)
     if min(geometry.plane_shape) < MINIMUM_SIDE:
         raise InputError(
             f"{geometry.plane_name} slices of this volume are {geometry.plane_shape[1]} x {geometry.plane_shape[0]} "
@@ -94,7 +94,7 @@ def segment_volume(
             f"slices {first}:{last} do not lie in 0:{geometry.count - 1} of the {geometry.plane_name} axis."
         )
 
-    results = [_empty_result(text, number, geometry, segmenter, seed, folder) for number, text in enumerate(texts)]
+    results = [empty_result(text, number, geometry, segmenter, seed, folder) for number, text in enumerate(texts)]
     run = _Run(segmenter, volume, geometry, window, texts)
     try:
         for done, index in enumerate(range(first, last + 1)):
@@ -116,7 +116,7 @@ def segment_volume(
                     presence_score=float(np.mean(scores)) if scores else None,
                     cancelled=cancelled,
                 )
-                _put(result, geometry, index, outcome, time.perf_counter() - start)
+                put_slice_result(result, geometry, index, outcome, time.perf_counter() - start)
             run.forget(index - NEIGHBOURS)
             if progress is not None:
                 progress(done + 1, last - first + 1)
@@ -148,7 +148,7 @@ class _Run:
         self._scores: dict[int, list[float | None]] = {}
 
     def plane(self, index: int) -> np.ndarray | None:
-        """Return the slice as displayed, (H, W) uint8; None if nothing can be seen in it."""
+        """Return the slice as displayed, (H, W) or (H, W, 3) uint8; None if nothing can be seen in it."""
         if index not in self._planes:
             plane = to_uint8(self.geometry.extract(self.volume, index), self.window)
             self._planes[index] = None if plane.min() == plane.max() else plane
@@ -173,9 +173,10 @@ class _Run:
         self._scores.pop(index, None)
 
 
-def _empty_result(
+def empty_result(
     text: str, number: int, geometry: SliceGeometry, segmenter: TextSegmenter, seed: int, folder: Path | None
 ) -> VolumeResult:
+    """Return the ``number``-th result of a run, all its maps zero and all its slices "outside the range"."""
     maps = {}
     for name, kind in _MAPS.items():
         if folder is None:
@@ -194,7 +195,10 @@ def _empty_result(
     )
 
 
-def _put(result: VolumeResult, geometry: SliceGeometry, index: int, outcome: PromptResult, seconds: float) -> None:
+def put_slice_result(
+    result: VolumeResult, geometry: SliceGeometry, index: int, outcome: PromptResult, seconds: float
+) -> None:
+    """Write one slice's maps and record into the volume's result."""
     maps = {
         "saliency": outcome.saliency,
         "coarse": outcome.coarse.mask,

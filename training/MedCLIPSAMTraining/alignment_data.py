@@ -37,6 +37,8 @@ VOLUMES = (  # folder-relative image and mask, task, window
     ("volumes/head_mr_t1ce_tumour_01.nrrd", "volumes/head_mr_t1ce_tumour_01_tumour.nrrd", "brain", None),
 )
 CHEST_CT = "chest_ct_lung"  # no licence stated: never in shipped weights
+VIEWS = {"breast": 5, "brain": 4, "xray": 2, "ct": 2}
+"""Views per image by task, the plain one included: more where the target is harder to find."""
 MIRRORED = ("breast", "brain")  # tasks whose views may be mirrored; a mirrored thorax has its heart on the right
 
 
