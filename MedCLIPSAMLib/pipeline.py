@@ -23,7 +23,7 @@ from MedCLIPSAMLib.images import check_image, to_uint8
 from MedCLIPSAMLib.presence import UNCALIBRATED, PresenceCalibration, presence_features
 from MedCLIPSAMLib.prompts import Wording, ensemble_embedding, unsupported_wording, wordings
 from MedCLIPSAMLib.recipe import Recipe
-from MedCLIPSAMLib.results import Presence, PromptResult, VisualPrompts
+from MedCLIPSAMLib.results import CoarseMask, Presence, PromptResult, VisualPrompts
 from MedCLIPSAMLib.saliency.registry import saliency_map
 from MedCLIPSAMLib.sam.base import PromptableSegmenter
 from MedCLIPSAMLib.uncertainty import SampleMean
