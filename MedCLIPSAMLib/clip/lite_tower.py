@@ -56,6 +56,8 @@ class LiteTower(nn.Module):
             nn.TransformerEncoderLayer(width, heads, 4 * width, dropout, "gelu", batch_first=True, norm_first=True)
             for _ in range(depth)
         )
+        for block in self.blocks:
+            block.self_attn.dropout = 0.0  # torch's fast attention on CPUs knows no dropout
         self.image_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dimension))
         self.fine = nn.Linear(FEATURES, width)
         self.mix = nn.ModuleList(MixBlock(width) for _ in range(2))
