@@ -74,7 +74,8 @@ def evaluate(
         (floor), ``saliency_0.5`` (saliency above 0.5), ``coarse``, ``mask``.
         ``uncertainty``: ``auroc_entropy_error``, AUROC of the entropy for the wrong pixels of an image, over the images
         that have right and wrong pixels; ``pearson_entropy_dsc`` and ``spearman_entropy_dsc``, correlation of an
-        image's mean entropy (where its probability exceeds 0.05; 0 if nowhere) with 1 - DSC.
+        image's mean entropy (where its probability exceeds 0.05; 0 if nowhere) with 1 - DSC. Images that the gate
+        skipped were not segmented and have no entropy: they are left out here, ``n_skipped`` counts them.
 
     Raises:
         InputError: No cases, a limit below 1, or an image that cannot be used; the message names the file.
@@ -190,11 +191,16 @@ def _summarise(group: list[_Measured], stages: bool) -> dict[str, Any]:
             stage: {name: _spread([one.stages[stage][name] for one in with_target]) for name in MEASURES}
             for stage in STAGES
         }
+        segmented = [one for one in with_target if not one.entry["skipped"]]
         pearson, spearman = metrics.correlation(
-            [one.entry["entropy"] for one in with_target], [1 - one.entry["dsc"] for one in with_target]
+            [one.entry["entropy"] for one in segmented], [1 - one.entry["dsc"] for one in segmented]
         )
         summary["uncertainty"] = {
-            "auroc_entropy_error": _spread([one.entry["auroc_entropy_error"] for one in group]),
+            "n": len(segmented),
+            "n_skipped": len(with_target) - len(segmented),
+            "auroc_entropy_error": _spread(
+                [one.entry["auroc_entropy_error"] for one in group if not one.entry["skipped"]]
+            ),
             "pearson_entropy_dsc": _number(pearson),
             "spearman_entropy_dsc": _number(spearman),
         }
@@ -235,14 +241,15 @@ def report_table(report: dict[str, Any]) -> str:
                 lines += _row(name, data["n"], stage, *(_spread_text(values[measure]) for measure in MEASURES))
         lines += [
             "",
-            *_row("data set", "n", "AUROC entropy, wrong pixels", "Pearson entropy, 1 - DSC", "Spearman"),
-            *_rule(5),
+            *_row("data set", "n", "skipped", "AUROC entropy, wrong pixels", "Pearson entropy, 1 - DSC", "Spearman"),
+            *_rule(6),
         ]
         for name, data in datasets.items():
             if "uncertainty" in data:
                 found = data["uncertainty"]
                 ranks = [_text(found[f"{kind}_entropy_dsc"]) for kind in ("pearson", "spearman")]
-                lines += _row(name, data["n"], _spread_text(found["auroc_entropy_error"]), *ranks)
+                counts = (found["n"], found["n_skipped"])
+                lines += _row(name, *counts, _spread_text(found["auroc_entropy_error"]), *ranks)
     few = [f"{name} (n = {data['n']})" for name, data in datasets.items() if data["n"] < FEW]
     few += [
         f"{name} without target (n = {data['n_without_target']})"

@@ -1,0 +1,402 @@
+"""What the panel does, without Qt: run, cancel, publish, live changes, refine, undo.
+
+The session runs on the main thread alone and never waits for the child: :meth:`Session.poll`, called by a timer or a
+loop, takes the child's events and brings whole results into the scene. Until then the scene is as it was, so that a
+failed or cancelled run leaves it untouched. Nodes are held by id and looked up again, since the user may remove them.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from MedCLIPSAMLib import mrml
+from MedCLIPSAMLib.errors import InputError, MedCLIPSAMError
+from MedCLIPSAMLib.session_input import PreparedRun, need_volume, prepare, write_array
+from MedCLIPSAMLib.session_live import CoarsePass, refine_task, write_refined
+from MedCLIPSAMLib.session_publish import Undo, open_segmentation, publish
+from MedCLIPSAMLib.session_rows import find_row, read_rows, set_decision
+from MedCLIPSAMLib.session_types import Decision, ResultRow, RunRequest, SessionEvent, State, Status
+from MedCLIPSAMLib.worker_client import WorkerClient
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.02  # of wait()
+
+
+@dataclass
+class _Run:
+    """A task that the child works on."""
+
+    kind: str  # "segment" or "refine"
+    task_id: int
+    prepared: PreparedRun
+    folder: Path
+    volume: Any  # the node itself: its id may be given to another one after the scene was closed
+    started: float
+    segmentation_id: str | None
+    results: list[dict[str, Any]] = field(default_factory=list)
+    undo: Undo = field(default_factory=Undo)
+
+
+class Session:
+    """One user's work on one scene.
+
+    Example:
+        >>> session = Session(slicer.mrmlScene)
+        >>> session.run(RunRequest(volume.GetID(), ("brain tumor",), scope="volume"))
+        >>> session.wait()
+        >>> session.rows(session.segmentation(volume))
+    """
+
+    def __init__(self, scene: Any, *, worker: WorkerClient | None = None, folder: Path | None = None):
+        """Open a session; the child is started when it is first needed.
+
+        Args:
+            scene: The MRML scene.
+            worker: Of the child; None makes one.
+            folder: For files on their way between the processes; None makes a temporary one, removed by close().
+        """
+        self.scene = scene
+        self.worker = worker or WorkerClient()
+        self._own_folder = folder is None
+        self._folder = Path(folder) if folder else Path(tempfile.mkdtemp(prefix="medclipsam-"))
+        self.status = Status()
+        self._run: _Run | None = None
+        self._cancelling = False
+        self._to_publish: deque[dict[str, Any]] = deque()
+        self._warming: int | None = None
+        self._undo: Undo | None = None
+        self._coarse_pass: CoarsePass | None = None
+        self._windows: dict[str, tuple[tuple[Any, ...], tuple[float, float]]] = {}
+        self._pace: dict[tuple[str, str | None, str], float] = {}
+        self._number = 0
+
+    # ---- Runs ------------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """Whether a run is going on; "cancelling" until the child has stopped."""
+        if self._run is None:
+            return "idle"
+        return "cancelling" if self._cancelling else "running"
+
+    def warm_up(self, engine: str = "lite", preset: str | None = None, device: str = "auto") -> None:
+        """Load the models in the child ahead of the first run; a "device" event tells how it went."""
+        if self._warming is None and self._run is None:
+            self._warming = self.worker.submit({"task": "load", "engine": engine, "preset": preset, "device": device})
+
+    def estimate(self, request: RunRequest) -> float | None:
+        """Return how long a run will take in seconds, from slices measured before; None before the first.
+
+        Raises:
+            InputError: See :meth:`run`.
+        """
+        pace = self._pace.get(_pace_key(request))
+        if pace is None:
+            return None
+        prepared = prepare(self.scene, request, self._window(request))
+        return pace * prepared.slice_count * len(prepared.request.prompts)
+
+    def run(self, request: RunRequest) -> None:
+        """Start a run; its results arrive with :meth:`poll`.
+
+        Raises:
+            InputError: A run is going on, or the request cannot be used.
+        """
+        self._need_idle()
+        prepared = prepare(self.scene, request, self._window(request))
+        volume = need_volume(self.scene, request.volume_id)
+        folder = self._new_folder()
+        view = mrml.volume_view(volume)
+        task: dict[str, Any] = prepared.common() | {
+            "prompts": list(prepared.request.prompts),
+            "gate": None if request.gate else False,
+            "folder": str(folder),
+        }
+        try:
+            if prepared.index is not None:
+                plane = prepared.geometry.extract(view, prepared.index)
+                task |= {"task": "segment_slice", "array": write_array(folder, "slice", plane)}
+            else:
+                task |= {
+                    "task": "segment_volume",
+                    "array": write_array(folder, "volume", view),
+                    "ijk_to_ras": prepared.matrix.tolist(),
+                    "axis": prepared.geometry.axis,
+                    "slice_range": list(prepared.slice_range or ()),
+                }
+            self._start("segment", prepared, folder, volume, request.segmentation_id, task)
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise InputError(f"the image cannot be handed over ({error}); free some disk space.") from error
+
+    def refine(self, segmentation_id: str, prompt: str) -> None:
+        """Run the segmenter again on a result's coarse mask as the sliders left it; no text, no saliency.
+
+        Raises:
+            InputError: A run is going on, or the result or its volume is not in the scene any more.
+        """
+        self._need_idle()
+        self.finish_coarse()
+        folder = self._new_folder()
+        try:
+            prepared, volume, task = refine_task(self.scene, segmentation_id, prompt, folder)
+            self._start("refine", prepared, folder, volume, segmentation_id, task | {"folder": str(folder)})
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def cancel(self, keep_finished: bool = False) -> None:
+        """Ask the child to stop; the end comes with :meth:`poll`. With ``keep_finished`` finished slices are kept."""
+        if self._run is not None and not self._cancelling:
+            self._cancelling = True
+            self.status = Status("cancelling")
+            self.worker.cancel(self._run.task_id, keep=keep_finished)
+
+    def poll(self) -> list[SessionEvent]:
+        """Take the child's events and bring at most one whole result into the scene; never waits."""
+        events: list[SessionEvent] = []
+        for event in self.worker.poll():
+            events += self._take(event)
+        if self._to_publish:
+            events += self._publish(self._to_publish.popleft())
+        return events
+
+    def wait(self, timeout: float = 3600.0) -> list[SessionEvent]:
+        """Poll until nothing is going on; for use without an event loop.
+
+        Raises:
+            TimeoutError: It takes longer than ``timeout`` seconds.
+        """
+        events = []
+        end = time.monotonic() + timeout
+        while self._run is not None or self._warming is not None:
+            events += self.poll()
+            if time.monotonic() > end:
+                raise TimeoutError(f"the run did not end within {timeout:g} s")
+            time.sleep(POLL_SECONDS)
+        return events
+
+    # ---- Results ---------------------------------------------------------------------------------------------------
+
+    def segmentation(self, volume: Any) -> Any:
+        """Return the segmentation that holds the volume's results, or None."""
+        from MedCLIPSAMLib import mrml_segments
+
+        return mrml_segments.find_segmentation(self.scene, volume)
+
+    def rows(self, segmentation: Any) -> list[ResultRow]:
+        """Return the results table of a segmentation node, read from the scene; empty for None."""
+        return read_rows(self.scene, segmentation)
+
+    def decide(self, segmentation_id: str, prompt: str, decision: Decision) -> None:
+        """Accept or reject a result, or take that back (""); rejected segments are hidden, not removed.
+
+        Raises:
+            InputError: The result is not in the scene any more.
+        """
+        set_decision(self.scene, segmentation_id, prompt, decision)
+
+    def preview(
+        self,
+        segmentation_id: str,
+        prompt: str,
+        threshold: float | None,
+        minimum_confidence: float | None,
+        index: int | None = None,
+    ) -> None:
+        """Make the coarse mask of one slice anew from its saliency, at once, and begin with the other slices.
+
+        Args:
+            segmentation_id, prompt: Which result.
+            threshold, minimum_confidence: None for the recipe's own rules.
+            index: The slice that the user looks at; None, or one that was not segmented, does none at once.
+
+        Raises:
+            InputError: A setting outside its range, or the saliency is not in the scene any more.
+        """
+        row = find_row(self.scene, segmentation_id, prompt)
+        self._coarse_pass = CoarsePass(self.scene, segmentation_id, row, threshold, minimum_confidence)
+        self._coarse_pass.show(index)
+
+    def apply_coarse(self, budget: float = 0.03) -> bool:
+        """Go on with the slices that :meth:`preview` left, for ``budget`` seconds; True when all are done."""
+        if self._coarse_pass is not None and self._coarse_pass.work(budget):
+            self._coarse_pass = None
+        return self._coarse_pass is None
+
+    def finish_coarse(self) -> None:
+        """Do the rest of :meth:`apply_coarse` at once."""
+        self.apply_coarse(float("inf"))
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether the last run can be taken back."""
+        return self._undo is not None and self._run is None
+
+    def undo(self) -> None:
+        """Take the last run back: its segments, overlays and nodes."""
+        if self.can_undo and self._undo is not None:
+            self._coarse_pass = None
+            undo, self._undo = self._undo, None
+            undo.apply(self.scene)
+
+    # ---- Ends ------------------------------------------------------------------------------------------------------
+
+    def scene_closing(self) -> None:
+        """Forget everything about the scene that is being closed; a run is cancelled and its results are dropped."""
+        if self._run is not None:
+            self.worker.cancel(self._run.task_id)
+            self._end_run()
+        self._undo = None
+        self._coarse_pass = None
+        self._windows.clear()
+
+    def close(self) -> None:
+        """End the child and remove the temporary files; the scene stays as it is."""
+        self._run = None
+        self._to_publish.clear()
+        self.worker.close()
+        if self._own_folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    # ---- Inner parts -----------------------------------------------------------------------------------------------
+
+    def _need_idle(self) -> None:
+        if self._run is not None:
+            raise InputError("a run is going on; wait for its end or cancel it.")
+
+    def _new_folder(self) -> Path:
+        self._number += 1
+        folder = self._folder / f"run-{self._number}"
+        folder.mkdir(parents=True)
+        return folder
+
+    def _start(
+        self,
+        kind: str,
+        prepared: PreparedRun,
+        folder: Path,
+        volume: Any,
+        segmentation_id: str | None,
+        task: dict[str, Any],
+    ) -> None:
+        self.finish_coarse()
+        task_id = self.worker.submit(task)
+        self._run = _Run(kind, task_id, prepared, folder, volume, time.monotonic(), segmentation_id)
+        self._cancelling = False
+        self.status = Status("starting")
+
+    def _window(self, request: RunRequest) -> tuple[float, float] | None:
+        """Return the automatic window of the request's volume, computed once for each state of its voxels."""
+        if request.window is not None:
+            return request.window
+        volume = need_volume(self.scene, request.volume_id)
+        image = volume.GetImageData()
+        state = (id(image), image.GetMTime(), image.GetPointData().GetScalars().GetMTime())
+        known = self._windows.get(request.volume_id)
+        if known is None or known[0] != state:
+            from MedCLIPSAMLib.session_input import automatic_window
+
+            known = (state, automatic_window(mrml.volume_view(volume)))
+            self._windows[request.volume_id] = known
+        return known[1]
+
+    def _take(self, event: dict[str, Any]) -> list[SessionEvent]:
+        kind, task_id = event.get("event"), event.get("id")
+        if task_id is not None and task_id == self._warming:
+            return self._take_warming(event)
+        if self._run is None or task_id != self._run.task_id:
+            return []
+        if kind == "stage":
+            self.status.stage = event["stage"] if not self._cancelling else "cancelling"
+            return [SessionEvent("progress", self.status.text())]
+        if kind == "progress":
+            word = "slice" if self._run.prepared.index is None else "prompt"
+            left = event.get("seconds_left")
+            self.status = Status("cancelling" if self._cancelling else word, event["done"], event["total"], left)
+            return [SessionEvent("progress", self.status.text())]
+        if kind == "result":
+            self._run.results.append(event)
+            return []
+        if kind == "done":
+            self._measure_pace(event)
+            self._to_publish.extend([*self._run.results, {"event": "end"}])
+            self.status = Status("showing results")
+            return []
+        if kind == "cancelled":
+            self._end_run()
+            return [SessionEvent("cancelled", "Cancelled; the scene is as it was.")]
+        if kind == "error":
+            self._end_run()
+            return [SessionEvent("failed", event["message"], {"kind": event.get("kind", "")})]
+        return []
+
+    def _take_warming(self, event: dict[str, Any]) -> list[SessionEvent]:
+        if event["event"] not in ("done", "error", "cancelled"):
+            return []
+        self._warming = None
+        if event["event"] == "done":
+            return [SessionEvent("device", str(event.get("device_name") or event.get("device", "")), event)]
+        return [SessionEvent("log", event.get("message", "The models were not loaded."))]
+
+    def _measure_pace(self, event: dict[str, Any]) -> None:
+        run = self._run
+        if run is not None and run.kind == "segment" and run.results:
+            request = run.prepared.request
+            seconds = sum(sum(result.get("seconds", {}).values()) for result in run.results)
+            count = sum(max(1, _segmented_slices(result)) for result in run.results)
+            self._pace[_pace_key(request)] = seconds / count
+
+    def _publish(self, result: dict[str, Any]) -> list[SessionEvent]:
+        run = self._run
+        if run is None:
+            return []
+        if result["event"] == "end":
+            changed = bool(run.undo.created or run.undo.segmentation_id or run.undo.overlays)
+            if changed:
+                self._undo = run.undo
+            seconds = time.monotonic() - run.started
+            self._end_run()
+            return [SessionEvent("finished", f"Done in {seconds:.1f} s.", {"segmentation_id": run.segmentation_id})]
+        try:
+            if not mrml.is_in_scene(self.scene, run.volume):
+                raise InputError("The volume was removed while the run was going on; nothing was changed.")
+            segmentation = open_segmentation(self.scene, run.volume, run.segmentation_id, run.undo)
+            run.segmentation_id = segmentation.GetID()
+            if run.kind == "segment":
+                number = run.results.index(result)
+                publish(self.scene, run.volume, segmentation, run.prepared, result, run.undo, number)
+            else:
+                write_refined(self.scene, run.volume, segmentation, run.prepared, result, run.undo)
+        except (MedCLIPSAMError, OSError, MemoryError) as error:
+            logger.exception("A result could not be shown.")
+            run.undo.apply(self.scene)
+            self._end_run()
+            return [SessionEvent("failed", str(error) or type(error).__name__)]
+        data = {"segmentation_id": run.segmentation_id, "prompt": result["prompt"], "warnings": result.get("warnings")}
+        return [SessionEvent("result", f'"{result["prompt"]}" is done.', data)]
+
+    def _end_run(self) -> None:
+        if self._run is not None:
+            shutil.rmtree(self._run.folder, ignore_errors=True)
+        self._run = None
+        self._cancelling = False
+        self._to_publish.clear()
+        self.status = Status()
+
+
+def _pace_key(request: RunRequest) -> tuple[str, str | None, str]:
+    return request.engine, request.preset, request.device
+
+
+def _segmented_slices(result: dict[str, Any]) -> int:
+    records = result.get("slices")
+    return 1 if records is None else sum(record["status"] != "outside the range" for record in records)

@@ -1,0 +1,237 @@
+"""Whole results into the scene, and out of it again (undo)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from MedCLIPSAMLib import mrml_overlays, mrml_segments
+from MedCLIPSAMLib.geometry import SliceGeometry, spacing
+from MedCLIPSAMLib.session_input import PreparedRun
+
+PREFIX = "MedCLIPSAM."
+SLICES = "MedCLIPSAM.Slices"
+"""Attribute of a saliency node: the slices that were segmented, as a JSON list of numbers."""
+
+
+@dataclass
+class Undo:
+    """What a run changed; nodes are held by id, and one that the user has removed meanwhile is left alone.
+
+    Attributes:
+        created: Ids of the nodes that the run added.
+        segmentation_id: The segmentation it wrote into, if that was there before.
+        segmentation: Its state before.
+        overlays: (id, state before) of the overlay nodes that it wrote into.
+    """
+
+    created: list[str] = field(default_factory=list)
+    segmentation_id: str | None = None
+    segmentation: Any = None
+    overlays: list[tuple[str, Any]] = field(default_factory=list)
+
+    def apply(self, scene: Any) -> None:
+        """Put everything back."""
+        for node_id in reversed(self.created):
+            node = scene.GetNodeByID(node_id)
+            if node is not None:
+                scene.RemoveNode(node)
+        node = scene.GetNodeByID(self.segmentation_id) if self.segmentation_id else None
+        if node is not None:
+            mrml_segments.restore(node, self.segmentation)
+        for node_id, state in self.overlays:
+            node = scene.GetNodeByID(node_id)
+            if node is not None:
+                mrml_overlays.restore_overlay(node, state)
+
+
+@dataclass(frozen=True)
+class Planes:
+    """One prompt's maps as the scene wants them: (K, J, I), or one plane as stored.
+
+    Attributes:
+        mask, coarse: bool.
+        saliency, entropy: float32; saliency is None where it stays as it is.
+    """
+
+    mask: np.ndarray
+    coarse: np.ndarray
+    entropy: np.ndarray
+    saliency: np.ndarray | None
+
+
+def load_planes(files: dict[str, str], geometry: SliceGeometry, index: int | None) -> Planes:
+    """Read the child's files; a slice comes as displayed and is turned to the stored orientation."""
+
+    def load(name: str) -> np.ndarray | None:
+        if name not in files:
+            return None
+        array = np.load(files[name], mmap_mode=None if index is not None else "r")
+        return array if index is None else np.ascontiguousarray(geometry.from_display(array))
+
+    return Planes(load("mask"), load("coarse"), load("entropy"), load("saliency"))
+
+
+def open_segmentation(scene: Any, volume: Any, segmentation_id: str | None, undo: Undo) -> Any:
+    """Return the segmentation to write into: the chosen one, the volume's own, or a new one."""
+    node = scene.GetNodeByID(segmentation_id) if segmentation_id else mrml_segments.find_segmentation(scene, volume)
+    if node is None:
+        node = mrml_segments.new_segmentation(scene, volume, f"{volume.GetName()} MedCLIPSAM")
+        undo.created.append(node.GetID())
+    elif undo.segmentation_id is None and node.GetID() not in undo.created:
+        undo.segmentation_id, undo.segmentation = node.GetID(), mrml_segments.snapshot(node)
+    return node
+
+
+def publish(
+    scene: Any, volume: Any, segmentation: Any, run: PreparedRun, result: dict[str, Any], undo: Undo, number: int
+) -> None:
+    """Write one prompt's result into segments and overlay nodes; equal prompts replace each other.
+
+    Args:
+        scene: The MRML scene.
+        volume: The input volume.
+        segmentation: From :func:`open_segmentation`.
+        run: What was asked.
+        result: The child's "result" event.
+        undo: Takes down what is changed.
+        number: Of the prompt in the run; picks a colour where none is known.
+    """
+    planes = load_planes(result["files"], run.geometry, run.index)
+    write_segments(segmentation, volume, run, result["prompt"], planes, number)
+    tags = result_tags(run, result, planes)
+    for role in ("mask", "coarse"):
+        segment_id = mrml_segments.find_segment(segmentation, result["prompt"], role)
+        mrml_segments.set_tags(segmentation, segment_id, tags)
+    for kind in ("saliency", "entropy"):
+        array = getattr(planes, kind)
+        if array is not None:
+            node = write_overlay(scene, volume, kind, result["prompt"], array, run, undo)
+            if kind == "saliency":
+                node.SetAttribute(SLICES, json.dumps(_segmented(result, run)))
+
+
+def write_segments(
+    segmentation: Any, volume: Any, run: PreparedRun, prompt: str, planes: Planes, number: int = 0
+) -> None:
+    """Write mask and coarse mask of one prompt; the segments are made where they are missing."""
+    entry, colour = mrml_segments.appearance(prompt, number)
+    for role, mask in (("coarse", planes.coarse), ("mask", planes.mask)):
+        segment_id = mrml_segments.find_segment(segmentation, prompt, role)
+        if segment_id is None:
+            coarse = role == "coarse"
+            segment_id = mrml_segments.add_segment(
+                segmentation,
+                f"{prompt} (coarse)" if coarse else prompt,
+                tuple(0.5 + 0.5 * value for value in colour) if coarse else colour,
+                {f"{PREFIX}Prompt": prompt, f"{PREFIX}Role": role},
+                entry,
+            )
+        if run.index is None:
+            mrml_segments.set_segment(segmentation, volume, segment_id, np.asarray(mask))
+        else:
+            mrml_segments.set_segment_slice(segmentation, volume, segment_id, run.geometry.axis, run.index, mask)
+
+
+def write_overlay(
+    scene: Any, volume: Any, kind: str, prompt: str, array: np.ndarray, run: PreparedRun, undo: Undo
+) -> Any:
+    """Write one overlay node, and note in ``undo`` what it was before."""
+    known = mrml_overlays.find_overlay(scene, volume, kind, prompt)
+    if known is not None and known.GetID() not in (*undo.created, *(node_id for node_id, _ in undo.overlays)):
+        undo.overlays.append((known.GetID(), mrml_overlays.snapshot_overlay(known)))
+    node = mrml_overlays.publish_overlay(
+        scene, volume, kind, prompt, np.asarray(array), run.geometry.axis, index=run.index
+    )
+    if known is None:
+        undo.created.append(node.GetID())
+    return node
+
+
+def result_tags(run: PreparedRun, result: dict[str, Any], planes: Planes) -> dict[str, str]:
+    """Return everything about a result that the segments carry, as text."""
+    request, presence = run.request, result.get("presence") or {}
+    components = _components(result)
+    tags = {
+        "Engine": request.engine,
+        "Preset": request.preset or "",
+        "Seed": str(request.seed),
+        "Scope": run.scope,
+        "Axis": str(run.geometry.axis),
+        "Index": "" if run.index is None else str(run.index),
+        "Window": json.dumps(list(run.window)),
+        "Device": request.device,
+        "Samples": "" if request.samples is None else str(request.samples),
+        "SaliencyMethod": result.get("saliency_method", ""),
+        "Recipe": json.dumps(result.get("recipe", {})),
+        "Version": json.dumps(result.get("versions", {})),
+        "Presence": number_text(_best_presence(result, presence)),
+        "PresenceThreshold": number_text(presence.get("threshold")),
+        "UsedThreshold": number_text(_used_threshold(result)),
+        "Threshold": "",
+        "MinimumConfidence": "",
+        "Confidence": number_text(max((one["confidence"] for one in components), default=None)),
+        "Decision": "",
+        "Warnings": json.dumps(result.get("warnings", [])),
+    }
+    return {f"{PREFIX}{key}": value for key, value in (tags | measured(run, planes, result)).items()}
+
+
+def measured(run: PreparedRun, planes: Planes, result: dict[str, Any]) -> dict[str, str]:
+    """Return the tags that follow from the maps: size, means inside the mask, seconds."""
+    mask = np.asarray(planes.mask)
+    count = int(np.count_nonzero(mask))
+    if run.index is None:
+        size, unit = count * abs(float(np.linalg.det(run.matrix[:3, :3]))) / 1000, "mL"
+    else:
+        steps = spacing(run.matrix)[::-1]
+        size, unit = (
+            count * float(np.prod([step for axis, step in enumerate(steps) if axis != run.geometry.axis])),
+            "mm²",
+        )
+    tags = {"Size": number_text(size), "Unit": unit, "Seconds": number_text(sum(result.get("seconds", {}).values()))}
+    for name, array in (("MeanSaliency", planes.saliency), ("MeanEntropy", planes.entropy)):
+        if array is not None:
+            tags[name] = number_text(_mean_inside(array, mask) if count else None)
+    return tags
+
+
+def number_text(value: float | None) -> str:
+    """Return a number for a tag; an unknown one is empty."""
+    return "" if value is None else f"{float(value):.6g}"
+
+
+def _mean_inside(array: np.ndarray, mask: np.ndarray) -> float:
+    """Mean over a mask, slice by slice, so that a memory-mapped volume is not read into memory as a whole."""
+    if array.ndim == 2:
+        return float(array[mask].mean())
+    total = sum(float(plane[inside].sum()) for plane, inside in zip(array, mask, strict=True) if inside.any())
+    return total / int(np.count_nonzero(mask))
+
+
+def _components(result: dict[str, Any]) -> list[dict[str, Any]]:
+    records = result.get("slices")
+    return (
+        result.get("components", []) if records is None else [one for r in records for one in r.get("components", [])]
+    )
+
+
+def _used_threshold(result: dict[str, Any]) -> float | None:
+    if "slices" not in result:
+        return result.get("threshold")
+    values = [record["threshold"] for record in result["slices"] if record.get("threshold") is not None]
+    return float(np.median(values)) if values else None
+
+
+def _best_presence(result: dict[str, Any], presence: dict[str, Any]) -> float | None:
+    scores = [record["presence"] for record in result.get("slices", ()) if record.get("presence") is not None]
+    return max(scores) if scores else presence.get("score")
+
+
+def _segmented(result: dict[str, Any], run: PreparedRun) -> list[int]:
+    if run.index is not None:
+        return [run.index]
+    return [record["index"] for record in result["slices"] if record["status"] == "segmented"]
