@@ -18,9 +18,9 @@ from typing import Any
 
 from MedCLIPSAMLib import mrml
 from MedCLIPSAMLib.errors import InputError, MedCLIPSAMError
-from MedCLIPSAMLib.session_input import PreparedRun, need_volume, prepare, write_array
+from MedCLIPSAMLib.session_input import PreparedRun, automatic_window, need_volume, prepare, write_array
 from MedCLIPSAMLib.session_live import CoarsePass, refine_task, write_refined
-from MedCLIPSAMLib.session_publish import Undo, open_segmentation, publish
+from MedCLIPSAMLib.session_publish import Undo, find_segmentation, open_segmentation, publish
 from MedCLIPSAMLib.session_rows import find_row, read_rows, set_decision
 from MedCLIPSAMLib.session_types import Decision, ResultRow, RunRequest, SessionEvent, State, Status
 from MedCLIPSAMLib.worker_client import WorkerClient
@@ -181,16 +181,18 @@ class Session:
             events += self.poll()
             if time.monotonic() > end:
                 raise TimeoutError(f"the run did not end within {timeout:g} s")
-            time.sleep(POLL_SECONDS)
+            self.rest()
         return events
+
+    def rest(self) -> None:
+        """Sleep a moment between two polls of a loop."""
+        time.sleep(POLL_SECONDS)
 
     # ---- Results ---------------------------------------------------------------------------------------------------
 
     def segmentation(self, volume: Any) -> Any:
         """Return the segmentation that holds the volume's results, or None."""
-        from MedCLIPSAMLib import mrml_segments
-
-        return mrml_segments.find_segmentation(self.scene, volume)
+        return find_segmentation(self.scene, volume)
 
     def rows(self, segmentation: Any) -> list[ResultRow]:
         """Return the results table of a segmentation node, read from the scene; empty for None."""
@@ -303,8 +305,6 @@ class Session:
         state = (id(image), image.GetMTime(), image.GetPointData().GetScalars().GetMTime())
         known = self._windows.get(request.volume_id)
         if known is None or known[0] != state:
-            from MedCLIPSAMLib.session_input import automatic_window
-
             known = (state, automatic_window(mrml.volume_view(volume)))
             self._windows[request.volume_id] = known
         return known[1]
@@ -367,13 +367,12 @@ class Session:
             self._end_run()
             return [SessionEvent("finished", f"Done in {seconds:.1f} s.", {"segmentation_id": run.segmentation_id})]
         try:
-            if not mrml.is_in_scene(self.scene, run.volume):
+            if not self.scene.IsNodePresent(run.volume):
                 raise InputError("The volume was removed while the run was going on; nothing was changed.")
-            segmentation = open_segmentation(self.scene, run.volume, run.segmentation_id, run.undo)
+            segmentation = open_segmentation(self.scene, run.volume, run.prepared, run.segmentation_id, run.undo)
             run.segmentation_id = segmentation.GetID()
             if run.kind == "segment":
-                number = run.results.index(result)
-                publish(self.scene, run.volume, segmentation, run.prepared, result, run.undo, number)
+                publish(self.scene, run.volume, segmentation, run.prepared, result, run.undo)
             else:
                 write_refined(self.scene, run.volume, segmentation, run.prepared, result, run.undo)
         except (MedCLIPSAMError, OSError, MemoryError) as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from MedCLIPSAMLib import mrml, mrml_overlays, mrml_segments
+from MedCLIPSAMLib import mrml, mrml_segments
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.geometry import SliceGeometry, put_slice
 from MedCLIPSAMLib.recipe import Recipe
@@ -21,10 +21,11 @@ from MedCLIPSAMLib.session_publish import (
     load_planes,
     measured,
     number_text,
+    volume_of,
     write_overlay,
     write_segments,
 )
-from MedCLIPSAMLib.session_rows import find_row, prompt_tags, volume_of
+from MedCLIPSAMLib.session_rows import find_row, prompt_tags
 from MedCLIPSAMLib.session_types import ResultRow, RunRequest
 
 
@@ -48,7 +49,7 @@ class SceneResult:
         self.axis = int(self.tags["Axis"])
         self.index = int(self.tags["Index"]) if self.tags.get("Index") else None
         self.slices = tuple(json.loads(node.GetAttribute(SLICES) or "[]"))
-        self.saliency = mrml_overlays.overlay_view(node)
+        self.saliency = mrml.volume_view(node)
         self.geometry = SliceGeometry.of(
             mrml.volume_view(self.volume).shape[:3], mrml.ijk_to_ras(self.volume), self.axis
         )
@@ -128,7 +129,7 @@ class CoarsePass:
         """Do slices for ``budget`` seconds; True when all are done and written."""
         if not self._left:
             return True
-        if not mrml.is_in_scene(self.scene, self.result.segmentation):
+        if not self.scene.IsNodePresent(self.result.segmentation):
             return True
         end = time.perf_counter() + budget
         while self._left:
@@ -201,7 +202,7 @@ def refine_task(scene: Any, segmentation_id: str, prompt: str, folder: Path) -> 
             "saliency": write_array(folder, "saliency", result.saliency),
             "ijk_to_ras": prepared.matrix.tolist(),
             "axis": result.axis,
-            "indices": list(result.slices),
+            "slices": list(result.slices),
         }
     return prepared, volume, task
 

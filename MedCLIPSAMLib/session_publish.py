@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import vtk
 
 from MedCLIPSAMLib import mrml_overlays, mrml_segments
 from MedCLIPSAMLib.geometry import SliceGeometry, spacing
@@ -15,6 +16,30 @@ from MedCLIPSAMLib.session_input import PreparedRun
 PREFIX = "MedCLIPSAM."
 SLICES = "MedCLIPSAM.Slices"
 """Attribute of a saliency node: the slices that were segmented, as a JSON list of numbers."""
+_ATTRIBUTES = ("MedCLIPSAM.Axis", "MedCLIPSAM.Index", SLICES)
+
+
+@dataclass(frozen=True)
+class OverlayState:
+    """An overlay node before a run; publishing gives the node a new image, so the old one need not be copied."""
+
+    image: Any
+    matrix: vtk.vtkMatrix4x4
+    attributes: dict[str, str | None]
+
+    @classmethod
+    def of(cls, node: Any) -> OverlayState:
+        """Take down the state of a node."""
+        matrix = vtk.vtkMatrix4x4()
+        node.GetIJKToRASMatrix(matrix)
+        return cls(node.GetImageData(), matrix, {name: node.GetAttribute(name) for name in _ATTRIBUTES})
+
+    def restore(self, node: Any) -> None:
+        """Put a node back into this state."""
+        for name, value in self.attributes.items():
+            node.SetAttribute(name, value)
+        node.SetIJKToRASMatrix(self.matrix)
+        node.SetAndObserveImageData(self.image)
 
 
 @dataclass
@@ -31,7 +56,7 @@ class Undo:
     created: list[str] = field(default_factory=list)
     segmentation_id: str | None = None
     segmentation: Any = None
-    overlays: list[tuple[str, Any]] = field(default_factory=list)
+    overlays: list[tuple[str, OverlayState]] = field(default_factory=list)
 
     def apply(self, scene: Any) -> None:
         """Put everything back."""
@@ -45,7 +70,7 @@ class Undo:
         for node_id, state in self.overlays:
             node = scene.GetNodeByID(node_id)
             if node is not None:
-                mrml_overlays.restore_overlay(node, state)
+                state.restore(node)
 
 
 @dataclass(frozen=True)
@@ -75,20 +100,35 @@ def load_planes(files: dict[str, str], geometry: SliceGeometry, index: int | Non
     return Planes(load("mask"), load("coarse"), load("entropy"), load("saliency"))
 
 
-def open_segmentation(scene: Any, volume: Any, segmentation_id: str | None, undo: Undo) -> Any:
+def find_segmentation(scene: Any, volume: Any) -> Any:
+    """Return the segmentation of a volume that holds segments of ours, or None."""
+    nodes = scene.GetNodesByClass("vtkMRMLSegmentationNode")
+    nodes.UnRegister(None)
+    for number in range(nodes.GetNumberOfItems()):
+        node = nodes.GetItemAsObject(number)
+        if volume_of(node) is volume and mrml_segments.own_segments(node):
+            return node
+    return None
+
+
+def volume_of(segmentation: Any) -> Any:
+    """Return the volume that a segmentation belongs to, or None when it is not in the scene any more."""
+    return segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole())
+
+
+def open_segmentation(scene: Any, volume: Any, run: PreparedRun, segmentation_id: str | None, undo: Undo) -> Any:
     """Return the segmentation to write into: the chosen one, the volume's own, or a new one."""
-    node = scene.GetNodeByID(segmentation_id) if segmentation_id else mrml_segments.find_segmentation(scene, volume)
+    node = scene.GetNodeByID(segmentation_id) if segmentation_id else find_segmentation(scene, volume)
     if node is None:
         node = mrml_segments.new_segmentation(scene, volume, f"{volume.GetName()} MedCLIPSAM")
         undo.created.append(node.GetID())
     elif undo.segmentation_id is None and node.GetID() not in undo.created:
-        undo.segmentation_id, undo.segmentation = node.GetID(), mrml_segments.snapshot(node)
+        place = {} if run.index is None else {"volume": volume, "axis": run.geometry.axis, "index": run.index}
+        undo.segmentation_id, undo.segmentation = node.GetID(), mrml_segments.snapshot(node, **place)
     return node
 
 
-def publish(
-    scene: Any, volume: Any, segmentation: Any, run: PreparedRun, result: dict[str, Any], undo: Undo, number: int
-) -> None:
+def publish(scene: Any, volume: Any, segmentation: Any, run: PreparedRun, result: dict[str, Any], undo: Undo) -> None:
     """Write one prompt's result into segments and overlay nodes; equal prompts replace each other.
 
     Args:
@@ -98,10 +138,9 @@ def publish(
         run: What was asked.
         result: The child's "result" event.
         undo: Takes down what is changed.
-        number: Of the prompt in the run; picks a colour where none is known.
     """
     planes = load_planes(result["files"], run.geometry, run.index)
-    write_segments(segmentation, volume, run, result["prompt"], planes, number)
+    write_segments(segmentation, volume, run, result["prompt"], planes)
     tags = result_tags(run, result, planes)
     for role in ("mask", "coarse"):
         segment_id = mrml_segments.find_segment(segmentation, result["prompt"], role)
@@ -114,11 +153,9 @@ def publish(
                 node.SetAttribute(SLICES, json.dumps(_segmented(result, run)))
 
 
-def write_segments(
-    segmentation: Any, volume: Any, run: PreparedRun, prompt: str, planes: Planes, number: int = 0
-) -> None:
+def write_segments(segmentation: Any, volume: Any, run: PreparedRun, prompt: str, planes: Planes) -> None:
     """Write mask and coarse mask of one prompt; the segments are made where they are missing."""
-    entry, colour = mrml_segments.appearance(prompt, number)
+    known = mrml_segments.terminology_for(prompt)
     for role, mask in (("coarse", planes.coarse), ("mask", planes.mask)):
         segment_id = mrml_segments.find_segment(segmentation, prompt, role)
         if segment_id is None:
@@ -126,9 +163,9 @@ def write_segments(
             segment_id = mrml_segments.add_segment(
                 segmentation,
                 f"{prompt} (coarse)" if coarse else prompt,
-                tuple(0.5 + 0.5 * value for value in colour) if coarse else colour,
+                mrml_segments.coarse_colour(known.colour) if coarse else known.colour,
                 {f"{PREFIX}Prompt": prompt, f"{PREFIX}Role": role},
-                entry,
+                known.entry,
             )
         if run.index is None:
             mrml_segments.set_segment(segmentation, volume, segment_id, np.asarray(mask))
@@ -142,7 +179,7 @@ def write_overlay(
     """Write one overlay node, and note in ``undo`` what it was before."""
     known = mrml_overlays.find_overlay(scene, volume, kind, prompt)
     if known is not None and known.GetID() not in (*undo.created, *(node_id for node_id, _ in undo.overlays)):
-        undo.overlays.append((known.GetID(), mrml_overlays.snapshot_overlay(known)))
+        undo.overlays.append((known.GetID(), OverlayState.of(known)))
     node = mrml_overlays.publish_overlay(
         scene, volume, kind, prompt, np.asarray(array), run.geometry.axis, index=run.index
     )

@@ -7,9 +7,8 @@ from typing import Any
 
 from MedCLIPSAMLib import mrml_overlays, mrml_segments
 from MedCLIPSAMLib.errors import InputError
+from MedCLIPSAMLib.session_publish import PREFIX, volume_of
 from MedCLIPSAMLib.session_types import Decision, ResultRow
-
-PREFIX = "MedCLIPSAM."
 
 
 def prompt_tags(segmentation: Any, prompt: str) -> dict[str, str]:
@@ -20,11 +19,6 @@ def prompt_tags(segmentation: Any, prompt: str) -> dict[str, str]:
             found = mrml_segments.tags(segmentation, segment_id)
             return {key.removeprefix(PREFIX): value for key, value in found.items()}
     return {}
-
-
-def volume_of(segmentation: Any) -> Any:
-    """Return the volume that a segmentation belongs to, or None when it is not in the scene any more."""
-    return segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole())
 
 
 def read_rows(scene: Any, segmentation: Any) -> list[ResultRow]:
