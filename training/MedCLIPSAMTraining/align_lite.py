@@ -14,6 +14,7 @@ describes a region never is. LiteMedSAM's encoder and MiniLM stay frozen, and th
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import logging
 import os
@@ -32,13 +33,14 @@ from tqdm import tqdm
 from MedCLIPSAMLib.clip.lite_tower import COARSE, FINE, LiteTower
 from MedCLIPSAMLib.clip.minilm import MiniLM
 from MedCLIPSAMLib.engines import choose_device
-from MedCLIPSAMLib.errors import InputError
-from MedCLIPSAMLib.sam.lite_encoder import LiteEncoder
+from MedCLIPSAMLib.errors import InputError, MedCLIPSAMError
+from MedCLIPSAMLib.sam.lite_encoder import LiteEncoder, LiteFeatures
 from MedCLIPSAMLib.sam.lite_medsam import LiteMedSAM
 from MedCLIPSAMLib.weights import verified
 from MedCLIPSAMTraining.alignment_batches import Batch, BatchSource, CaptionSource, draw_patches
 from MedCLIPSAMTraining.alignment_data import CHEST_CT, VIEWS, FeatureStore, find_images, half_of_subjects
 from MedCLIPSAMTraining.alignment_export import export
+from MedCLIPSAMTraining.job_link import JobLink
 from MedCLIPSAMTraining.losses import dhn_nce_loss
 
 logger = logging.getLogger(__name__)
@@ -224,9 +226,19 @@ def _mirror(batch: Batch) -> Batch:
 
 
 def train(
-    data: Path, work: Path, settings: AlignmentSettings, encoder: LiteEncoder, text: MiniLM, save_every: int = 50
+    data: Path,
+    work: Path,
+    settings: AlignmentSettings,
+    encoder: LiteEncoder,
+    text: MiniLM,
+    save_every: int = 50,
+    link: JobLink | None = None,
 ) -> tuple[Trainer, FeatureStore]:
-    """Compute missing features, then train, from the last checkpoint in ``work`` if there is one."""
+    """Compute missing features, then train, from the last checkpoint in ``work`` if there is one.
+
+    Asked to stop through ``link``, it ends its step, saves and leaves by :class:`SystemExit`.
+    """
+    link = link or JobLink()
     images = find_images(data)
     store = FeatureStore(work / "features", images, max(settings.views.values()))
     allowed = [
@@ -243,14 +255,27 @@ def train(
         if variant < settings.views[images[index].task]
     ]
     validation = [(index, 0) for index, image in enumerate(images) if image.split == "val"]
-    store.fill(encoder, validation + views)
+    wanted = validation + views
+    missing = sum(not store.done[variant][index] for index, variant in wanted)
+    seen = itertools.count(1)
+
+    def encode(image: np.ndarray) -> LiteFeatures:
+        features = encoder(image)
+        link.progress(next(seen), missing, "Features of the images")
+        return features
+
+    store.fill(encode, wanted)
     trainer = Trainer(settings, BatchSource(store, views), CaptionSource(text.encode), encoder.device)
     checkpoint = work / "checkpoint.pt"
     if checkpoint.exists():
         trainer.resume(checkpoint)
     log = work / "losses.csv"
     start = time.perf_counter()
-    with log.open("a", newline="", encoding="utf-8") as file, tqdm(total=settings.steps, desc="Aligning") as bar:
+    with (
+        log.open("a", newline="", encoding="utf-8") as file,
+        tqdm(total=settings.steps, desc="Aligning") as bar,
+        link.saving(),
+    ):
         writer = csv.writer(file)
         bar.update(trainer.step)
         while trainer.step < settings.steps:
@@ -258,9 +283,13 @@ def train(
             bar.update()
             bar.set_postfix({name: f"{value:.2f}" for name, value in losses.items()})
             writer.writerow([trainer.step, *losses.values(), round(time.perf_counter() - start, 1)])
-            if trainer.step % save_every == 0 or trainer.step == settings.steps:
+            link.progress(trainer.step, settings.steps, f"Steps; loss of the patches {losses['patch']:.3f}")
+            stopping = link.stop_code is not None
+            if stopping or trainer.step % save_every == 0 or trainer.step == settings.steps:
                 trainer.save(checkpoint)
                 file.flush()
+            if stopping:
+                link.leave()
     return trainer, store
 
 
@@ -277,12 +306,19 @@ def main(
     """Train the lite alignment and write it with its calibration of the presence score."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = AlignmentSettings(steps=steps, half=half, with_chest_ct=with_chest_ct, seed=seed)
-    encoder = LiteMedSAM(verified("lite-medsam"), choose_device(device)).encoder
-    text = MiniLM(verified("minilm-l6-v2"), verified("minilm-l6-v2-tokenizer"))
-    trainer, store = train(data, work, settings, encoder, text)
-    calibration = export(trainer.tower, asdict(settings), store.images, output, encoder, text)
-    logger.info("Presence calibration: %s", calibration)
-    logger.info("Written: %s (%.1f MB)", output, output.stat().st_size / 1e6)
+    with JobLink() as link:
+        try:
+            encoder = LiteMedSAM(verified("lite-medsam"), choose_device(device)).encoder
+            text = MiniLM(verified("minilm-l6-v2"), verified("minilm-l6-v2-tokenizer"))
+            trainer, store = train(data, work, settings, encoder, text, link=link)
+            link.progress(steps, steps, "Calibration of the presence score")
+            calibration = export(trainer.tower, asdict(settings), store.images, output, encoder, text)
+        except MedCLIPSAMError as error:
+            link.send("error", message=str(error))
+            logger.error("Error: %s", error)
+            raise SystemExit(1) from error
+        logger.info("Presence calibration: %s", calibration)
+        logger.info("Written: %s (%.1f MB)", output, output.stat().st_size / 1e6)
 
 
 if __name__ == "__main__":
