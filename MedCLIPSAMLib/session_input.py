@@ -112,13 +112,16 @@ def prepare(scene: Any, request: RunRequest, window: tuple[float, float] | None 
             f"{MINIMUM_SIDE} x {MINIMUM_SIDE} are needed. Choose another view."
         )
     index, slice_range = _slices(request, geometry)
-    window = request.window or window or automatic_window(view)
-    if not window[1] > window[0]:
-        raise InputError(f"window ({window[0]:g}, {window[1]:g}): the upper intensity must be above the lower one.")
     if index is not None:
         check_image(geometry.extract(view, index), f"slice {index}")
     else:
         check_finite(view, "the volume")
+    window = request.window or window or automatic_window(view)
+    if not window[1] > window[0]:
+        raise InputError(
+            f"the window {window[0]:g} to {window[1]:g} shows nothing: the upper intensity must be above the lower one "
+            "(in a volume whose voxels are all alike there is nothing to segment)."
+        )
     prepared = RunRequest(**{**vars(request), "prompts": prompts})
     return PreparedRun(prepared, volume.GetName() or "volume", matrix, geometry, index, slice_range, window)
 

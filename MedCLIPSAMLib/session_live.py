@@ -202,7 +202,7 @@ def refine_task(scene: Any, segmentation_id: str, prompt: str, folder: Path) -> 
             "saliency": write_array(folder, "saliency", result.saliency),
             "ijk_to_ras": prepared.matrix.tolist(),
             "axis": result.axis,
-            "slices": list(result.slices),
+            "indices": list(result.slices),
         }
     return prepared, volume, task
 

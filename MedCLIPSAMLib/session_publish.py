@@ -63,7 +63,7 @@ class Undo:
         for node_id in reversed(self.created):
             node = scene.GetNodeByID(node_id)
             if node is not None:
-                scene.RemoveNode(node)
+                remove(scene, node)
         node = scene.GetNodeByID(self.segmentation_id) if self.segmentation_id else None
         if node is not None:
             mrml_segments.restore(node, self.segmentation)
@@ -98,6 +98,16 @@ def load_planes(files: dict[str, str], geometry: SliceGeometry, index: int | Non
         return array if index is None else np.ascontiguousarray(geometry.from_display(array))
 
     return Planes(load("mask"), load("coarse"), load("entropy"), load("saliency"))
+
+
+def remove(scene: Any, node: Any) -> None:
+    """Take a node out of the scene with its display and storage nodes, which MRML leaves behind."""
+    others = [node.GetNthDisplayNode(number) for number in range(node.GetNumberOfDisplayNodes())]
+    others += [node.GetNthStorageNode(number) for number in range(node.GetNumberOfStorageNodes())]
+    scene.RemoveNode(node)
+    for other in others:
+        if other is not None and scene.IsNodePresent(other):
+            scene.RemoveNode(other)
 
 
 def find_segmentation(scene: Any, volume: Any) -> Any:

@@ -19,6 +19,7 @@ pytest.importorskip("slicer", reason="slicer-core is not installed (pip install 
 
 from MedCLIPSAMLib import mrml, mrml_overlays, mrml_segments
 from MedCLIPSAMLib.session import Session
+from MedCLIPSAMLib.session_publish import remove
 from MedCLIPSAMLib.worker_client import WorkerClient
 
 SHAPE = (12, 33, 41)
@@ -65,7 +66,8 @@ def contents(scene: Any) -> list[tuple[str, str]]:
     """Return id and name of every node that a run could add or leave over."""
     kinds = ("vtkMRMLVolumeNode", "vtkMRMLSegmentationNode", "vtkMRMLDisplayNode", "vtkMRMLStorageNode")
     nodes = (scene.GetNthNode(number) for number in range(scene.GetNumberOfNodes()))
-    return sorted((node.GetID(), node.GetName() or "") for node in nodes if any(node.IsA(kind) for kind in kinds))
+    own = (node for node in nodes if any(node.IsA(kind) for kind in kinds) and not node.IsA("vtkMRMLSliceDisplayNode"))
+    return sorted((node.GetID(), node.GetName() or "") for node in own)
 
 
 def test_a_slice_becomes_segments_overlays_and_a_row(slicer_scene: Any, session: Session) -> None:
@@ -90,7 +92,7 @@ def test_a_slice_becomes_segments_overlays_and_a_row(slicer_scene: Any, session:
     assert tags["MedCLIPSAM.Engine"] == "lite" and tags["MedCLIPSAM.Seed"] == "0"
 
 
-@pytest.mark.parametrize("scope", ["slice", "volume"])
+@pytest.mark.parametrize("scope", ["slice", "range"])
 def test_the_mask_lies_on_its_voxels_in_every_orientation(slicer_scene: Any, session: Session, scope: str) -> None:
     """48 axis orders and flips, an oblique matrix and a parent transform: the same voxels, from the scene's view."""
     array, box = bright_box((18, 20, 22))
@@ -103,13 +105,22 @@ def test_the_mask_lies_on_its_voxels_in_every_orientation(slicer_scene: Any, ses
         for column, (row, sign) in enumerate(zip(order, signs, strict=True)):
             matrix[row, column] = sign * (1.0, 1.3, 1.7)[column]
         matrices.append(matrix)
-    if scope == "volume":
+    if scope == "range":
         matrices = matrices[::8]
     for number, matrix in enumerate(matrices):
         volume = slicer_scene.add_volume(array, matrix, f"v{number}")
         axis = number % 3
-        index = array.shape[axis] // 4 + 1 if scope == "slice" else None
-        run(session, RunRequest(volume.GetID(), ("bright",), scope, axis=axis, index=index))  # type: ignore[arg-type]
+        index = array.shape[axis] // 4 + 1
+        seen = np.flatnonzero(box.any(axis=tuple(one for one in range(3) if one != axis)))
+        request = RunRequest(
+            volume.GetID(),
+            ("bright",),
+            scope,  # type: ignore[arg-type]
+            axis=axis,
+            index=index,
+            slice_range=(int(seen[0]), int(seen[-1])),
+        )
+        run(session, request)
         segmentation = session.segmentation(volume)
         (row,) = session.rows(segmentation)
         coarse = mrml_segments.segment_array(segmentation, volume, row.coarse_segment_id)
@@ -144,9 +155,8 @@ def test_running_again_replaces_and_undo_takes_back(slicer_scene: Any, session: 
     run(session, RunRequest(volume.GetID(), ("three",), scope="volume"))
     session.undo()
     assert contents(slicer_scene.scene) == first
-    slicer_scene.scene.RemoveNode(segmentation)
-    for row_node in mrml_overlays.find_overlays(slicer_scene.scene, volume):
-        slicer_scene.scene.RemoveNode(row_node)
+    for node in (segmentation, *mrml_overlays.find_overlays(slicer_scene.scene, volume)):
+        remove(slicer_scene.scene, node)
     run(session, RunRequest(volume.GetID(), ("four",), axis=0, index=2))
     session.undo()
     assert contents(slicer_scene.scene) == empty, "undo of a first run leaves nothing"
@@ -244,6 +254,7 @@ def test_bad_requests_leave_everything_alone(slicer_scene: Any, session: Session
         ({"volume_id": flat.GetID()}, "constant"),
         ({"volume_id": holes.GetID()}, "NaN"),
         ({"volume_id": holes.GetID(), "scope": "volume"}, "NaN"),
+        ({"volume_id": flat.GetID(), "scope": "volume"}, "all alike"),
         ({"scope": "range", "slice_range": (5, 2)}, "slices 5 to 2"),
         ({"window": (5.0, 5.0)}, "window"),
         ({"seed": -1}, "seed -1"),
