@@ -39,26 +39,27 @@ def find_cases(data_dir: str | Path, split: str | None = None) -> list[Case]:
             optionally ``manifest.csv`` with a column ``file`` and, where wanted, ``dataset`` and ``split``. Without a
             ``dataset`` the group has the name of the folder.
         split: "test", "val", ...; None for a folder without splits. Where ``images`` and ``masks`` lie directly in
-            ``data_dir``, the split is looked up in the manifest; without one there, all images are taken.
+            ``data_dir``, the manifest must name the split.
 
     Raises:
-        InputError: A folder, an image's mask or a file of the manifest is missing, a file is no picture, a mask has
-            not the size of its image, or there is no image at all.
+        InputError: A split, a folder, an image's mask or a file of the manifest is missing, a file is no picture, a
+            mask has not the size of its image, or there is no image at all.
     """
     data_dir = Path(data_dir)
     folder = _split_folder(data_dir, split)
-    manifest = _read_manifest(data_dir / "manifest.csv", split)
+    manifest = _read_manifest(data_dir / "manifest.csv", split, named=folder != data_dir)
     files = {path.name: path for path in (folder / "images").iterdir() if path.suffix.lower() in PICTURE_SUFFIXES}
     absent = sorted(set(manifest or ()) - set(files))
+    of_split = "" if split is None else f" of split {split!r}"
     if absent:
         raise InputError(
-            f"{data_dir / 'manifest.csv'} lists {len(absent)} file(s) of split {split!r} that are not in "
+            f"{data_dir / 'manifest.csv'} lists {len(absent)} file(s){of_split} that are not in "
             f"{folder / 'images'}, the first is {absent[0]}; complete the folder or correct the manifest."
         )
     if manifest is not None and folder == data_dir:  # one folder for every split
         files = {name: files[name] for name in manifest}
     if not files:
-        raise InputError(f"no images ({', '.join(PICTURE_SUFFIXES)}) of split {split!r} in {folder / 'images'}.")
+        raise InputError(f"no images ({', '.join(PICTURE_SUFFIXES)}){of_split} in {folder / 'images'}.")
     cases = []
     for name in sorted(files):
         mask_path = folder / "masks" / name
@@ -88,16 +89,31 @@ def read_mask(path: Path) -> np.ndarray:
     return mask >= 128 if mask.dtype == np.uint8 and mask.max() >= 128 else mask > 0
 
 
-def _read_manifest(path: Path, split: str | None) -> dict[str, dict[str, str]] | None:
-    """Return the rows of the split by file name, or None without a manifest."""
+def _read_manifest(path: Path, split: str | None, *, named: bool) -> dict[str, dict[str, str]] | None:
+    """Return the rows of the split by file name, or None without a manifest.
+
+    Args:
+        path: The manifest.
+        split: The split wanted; None for all rows.
+        named: Whether the split has a folder of its own, so that the manifest need not name it.
+    """
+    nowhere = (
+        f"there is no split {split!r}: {path.parent} holds images and masks itself, and no manifest.csv with a column "
+        "'split'; leave --split out to take all images."
+    )
     if not path.is_file():
+        if split is not None and not named:
+            raise InputError(nowhere)
         return None
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream)
         if "file" not in (reader.fieldnames or ()):
-            raise InputError(f"{path} has the columns {reader.fieldnames}; a column 'file' is needed.")
+            columns = ", ".join(reader.fieldnames or ()) or "(none)"
+            raise InputError(f"{path} has the columns {columns}; a column 'file' is needed.")
         rows = list(reader)
     splits = sorted({row["split"] for row in rows if row.get("split")})
+    if split is not None and not splits and not named:
+        raise InputError(nowhere)
     if split is None or not splits:
         return {row["file"]: row for row in rows}
     if split not in splits:

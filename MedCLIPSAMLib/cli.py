@@ -29,9 +29,9 @@ weights_app = typer.Typer(
 )
 app.add_typer(weights_app, name="weights")
 
-EngineOption = Annotated[str, typer.Option(help="Which CLIP, which SAM, which settings.")]
-PresetOption = Annotated[str | None, typer.Option(help="A named set of settings of the engine.")]
-SeedOption = Annotated[int, typer.Option(min=0, help="Seed of the run; the same seed gives the same result.")]
+EngineOption = Annotated[str, typer.Option(help="Which CLIP, which SAM; see `medclipsam engines`.")]
+PresetOption = Annotated[str | None, typer.Option(help="Settings for a task; see `medclipsam engines`.")]
+SeedOption = Annotated[int, typer.Option(help="0 or more; the same seed gives the same result.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
 NoGateOption = Annotated[bool, typer.Option("--no-gate", help="Segment also where the target seems to be absent.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show log messages, and the traceback of errors.")]
@@ -96,8 +96,11 @@ def parse_slices(text: str | None) -> tuple[int, int] | None:
         return None
     match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text)
     if not match:
-        raise InputError(f"slices {text!r}: pass FIRST:LAST, for example 40:80; slices count from 0, both included.")
-    return int(match[1]), int(match[2])
+        raise InputError(f"--slices {text!r}: pass FIRST:LAST, for example 40:80; counted from 0, both included.")
+    first, last = int(match[1]), int(match[2])
+    if first > last:
+        raise InputError(f"--slices {text}: the first lies after the last; did you mean {last}:{first}?")
+    return first, last
 
 
 def parse_window(text: str | None) -> tuple[float, float] | None:
@@ -113,7 +116,7 @@ def parse_window(text: str | None) -> tuple[float, float] | None:
     except ValueError:
         low = high = math.nan
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise InputError(f"window {text!r}: pass LOW,HIGH, for example --window=-1000,400.")
+        raise InputError(f"--window {text!r}: pass LOW,HIGH, for example --window=-1000,400.")
     return low, high
 
 
@@ -129,7 +132,10 @@ def segment(
     source: Annotated[
         Path | None, typer.Argument(metavar="IMAGE_OR_VOLUME", help="PNG, JPEG, TIFF, DICOM, NRRD, NIfTI or MetaImage.")
     ] = None,
-    prompt: Annotated[list[str] | None, typer.Option(help="What to segment; may be given several times.")] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="What to segment, or set:NAME, see `medclipsam prompts`; may be given several times."),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
     sample: Annotated[str | None, typer.Option(help="A sample instead of a file; see `medclipsam samples`.")] = None,
     engine: EngineOption = "lite",
@@ -137,7 +143,9 @@ def segment(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     axis: Annotated[str | None, typer.Option(help="Volumes: axial, coronal, sagittal, or array axis 0, 1, 2.")] = None,
-    slices: Annotated[str | None, typer.Option(metavar="FIRST:LAST", help="Volumes: only these, from 0.")] = None,
+    slices: Annotated[
+        str | None, typer.Option(metavar="FIRST:LAST", help="Volumes: only these; the first is 0.")
+    ] = None,
     window: Annotated[str | None, typer.Option(metavar="LOW,HIGH", help="Intensities shown black and white.")] = None,
     no_gate: NoGateOption = False,
     verbose: VerboseOption = False,
@@ -195,18 +203,25 @@ def evaluate(
     preset: PresetOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most this many images, spread over the folder.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most this many images, spread over the folder.")] = None,
     no_gate: NoGateOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Segment a folder of images and compare with the reference masks: DSC, NSD, presence, uncertainty."""
     from MedCLIPSAMLib import evaluation
+    from MedCLIPSAMLib.engines import check_choice
     from MedCLIPSAMLib.file_output import check_output_folder, write_json
-    from MedCLIPSAMLib.prompts import check_prompt
+    from MedCLIPSAMLib.prompts import check_prompt, wordings
     from MedCLIPSAMLib.segment_job import load_segmenter
 
     with _reported(verbose):
         prompt = check_prompt(prompt)
+        wordings(prompt, 1)  # raises for an unknown prompt set
+        check_choice(engine, preset, device)
+        if seed < 0:
+            raise InputError(f"seed {seed}: it must be 0 or more.")
+        if limit is not None and limit < 1:
+            raise InputError(f"--limit {limit}: it must be 1 or more.")
         cases = evaluation.find_cases(data_dir, split)
         if output.is_dir():
             raise InputError(
@@ -229,6 +244,35 @@ def samples() -> None:
 
         for name in sample_names():
             typer.echo(name)
+
+
+@app.command()
+def engines() -> None:
+    """List the engines and their presets, with a sentence on each."""
+    with _reported(False):
+        from MedCLIPSAMLib.engines import engine_names
+        from MedCLIPSAMLib.recipe import load_recipe
+
+        for name in engine_names():
+            recipe = load_recipe(name)
+            typer.echo(f"{name}  {recipe.about}".rstrip())
+            for preset, changes in (recipe.presets or {}).items():
+                typer.echo(f"    --preset {preset:<14}  {changes.get('about', '')}".rstrip())
+
+
+@app.command()
+def prompts() -> None:
+    """List the prompt sets by task; --prompt set:NAME takes one."""
+    with _reported(False):
+        from MedCLIPSAMLib.prompts import load_prompt_set, prompt_sets
+
+        tasks: dict[str, list[str]] = {}
+        for name in prompt_sets():
+            tasks.setdefault(load_prompt_set(name).task or "other", []).append(name)
+        for task, names in tasks.items():
+            typer.echo(task)
+            for name in names:
+                typer.echo(f"    set:{name}")
 
 
 @weights_app.command("list")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,10 +30,23 @@ def load_engine(name: str = "lite", preset: str | None = None, device: str = "au
         InputError: Unknown engine, preset or device; the message names the known ones.
         MissingWeightsError, ChecksumError: A weight file is absent or not the registered one.
     """
+    recipe = check_choice(name, preset, device)
+    return _ENGINES[name](recipe, choose_device(device))
+
+
+def check_choice(name: str, preset: str | None, device: str) -> Recipe:
+    """Return the recipe of an engine and preset; loads nothing, so it can be asked before anything long begins.
+
+    Whether the machine has the device is not asked here, see :func:`choose_device`.
+
+    Raises:
+        InputError: Unknown engine, preset or device; the message names the known ones.
+    """
     if name not in _ENGINES:
         raise InputError(f"engine {name!r} is unknown; known: {', '.join(engine_names())}.")
-    recipe = load_recipe(name).with_preset(preset)
-    return _ENGINES[name](recipe, choose_device(device))
+    if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d+)?", device):
+        raise InputError(f"device {device!r} is unknown; pass auto, cpu, cuda, cuda:1 or mps.")
+    return load_recipe(name).with_preset(preset)
 
 
 def choose_device(device: str) -> str:

@@ -82,7 +82,7 @@ def evaluate(
         MedCLIPSAMError: surface-distance is not installed.
     """
     if limit is not None and limit < 1:
-        raise InputError(f"limit {limit}: pass 1 or more, or None for all cases.")
+        raise InputError(f"limit {limit} (--limit): it must be 1 or more.")
     if limit is not None and limit < len(cases):
         cases = [cases[index * len(cases) // limit] for index in range(limit)]
     if not cases:

@@ -119,7 +119,12 @@ def _slice_matrix(tags: dict[str, str], column: float, row: float) -> np.ndarray
 
 def _series_files(folder: Path) -> tuple[str, ...]:
     """Return the files of the only series in ``folder``."""
-    identifiers = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    said = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what is wrong is told below, in words for the user
+    try:
+        identifiers = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(said)
     series = [sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), name) for name in identifiers]
     if not series:
         raise InputError(

@@ -50,6 +50,8 @@ def check_output_folder(path: str | Path) -> Path:
         OutputError: It cannot be created or written to.
     """
     folder = Path(path)
+    if folder.is_file():
+        raise OutputError(f"{file_label(folder)} cannot be written into: it is a file; name a folder for the results (--output).")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".partial-{secrets.token_hex(8)}"

@@ -121,7 +121,7 @@ class SliceGeometry:
         elif isinstance(axis, str) and axis in PLANE_NAMES:
             axis = world.index(PLANE_NAMES.index(axis))
         elif isinstance(axis, bool | str) or axis not in (0, 1, 2):
-            raise InputError(f"axis {axis!r} is unknown; pass 'axial', 'coronal', 'sagittal', 0, 1, 2 or None.")
+            raise InputError(f"axis {axis!r} is unknown; pass axial, coronal, sagittal, 0, 1 or 2.")
         row, column = (world.index(one) for one in _ROW_AND_COLUMN[world[axis]])
         steps = spacing(ijk_to_ras)[::-1]
         return cls(

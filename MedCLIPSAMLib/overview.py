@@ -160,7 +160,7 @@ def _volume_row(
         entropy=entropy,
         presence=score[0],
         presence_colour=score[1],
-        details=[f"slice {shown + 1} of {geometry.count} (index {shown}), {geometry.plane_name}"],
+        details=[f"slice {shown} of 0 to {geometry.count - 1}, {geometry.plane_name}"],
         warnings=list(dict.fromkeys([*result.warnings, *record.warnings])),
         coarse_caption=_coarse_caption(len(record.components), 0, record.threshold),
         mask_caption=caption,

@@ -24,21 +24,21 @@ def draw_strip(page: Page, strip: Strip, x: float, y: float, width: float) -> No
     for edge in ("top", "right", "left"):
         axes.spines[edge].set_visible(False)
     axes.spines["bottom"].set_color(RULE)
-    number = np.arange(1, count + 1)
+    number = np.arange(count)  # from 0, as in result.json, --slices and 3D Slicer
     for status, shade in _SHADES.items():
         for start, stop in _runs(np.array([one == status for one in strip.status])):
-            axes.axvspan(start + 0.5, stop + 0.5, color=shade, lw=0)
-    edges = np.arange(count + 1) + 0.5
+            axes.axvspan(start - 0.5, stop - 0.5, color=shade, lw=0)
+    edges = np.arange(count + 1) - 0.5
     axes.stairs(strip.sizes, edges, fill=True, color=MASK, alpha=0.55)
     top = float(strip.sizes.max()) if strip.sizes.any() else 1.0
-    axes.set_xlim(0.5, count + 0.5)
+    axes.set_xlim(-0.5, count - 0.5)
     axes.set_ylim(0, 1.12 * top)
-    axes.axvline(strip.shown + 1, color=INK, lw=1.0, ls=(0, (2, 2)))
+    axes.axvline(strip.shown, color=INK, lw=1.0, ls=(0, (2, 2)))
     style = {"labelsize": 7.5, "labelcolor": FAINT, "color": RULE, "length": 2.5, "pad": 2}
     axes.tick_params(**style)
     axes.set_yticks([0, top], ["0", f"{top:.3g}" if strip.sizes.any() else ""])
     step = max(1, int(np.ceil(count / 12)))
-    axes.set_xticks(sorted({1, *range(step, count + 1, step)} if count > 1 else {1}))
+    axes.set_xticks(range(0, count, step))
     if np.isfinite(strip.presence).any():
         second = axes.twinx()
         for edge in ("top", "right", "left", "bottom"):
@@ -63,10 +63,10 @@ def _legend(page: Page, strip: Strip, x: float, y: float) -> None:
         entries.append((GATED, "skipped by the gate", 0.11))
     if {"outside the range", "blank"} & set(strip.status):
         entries.append((OUTSIDE, "outside the range or blank", 0.11))
-    page.text(x, y, "Per slice", 8.5, color=INK, weight="bold")
-    x += page.measure("Per slice", 8.5, "bold") + 0.22
+    page.text(x, y, "Per slice, from 0", 8.5, color=INK, weight="bold")
+    x += page.measure("Per slice, from 0", 8.5, "bold") + 0.22
     for colour, label, thick in entries:
         page.rectangle(x, y + 0.075 - thick / 2, 0.16, thick, fc=colour)
         page.text(x + 0.22, y, label, 8.5, color=FAINT)
         x += 0.22 + page.measure(label, 8.5) + 0.24
-    page.text(x, y, f"dashed: slice {strip.shown + 1}, shown above", 8.5, color=FAINT)
+    page.text(x, y, f"dashed: slice {strip.shown}, shown above", 8.5, color=FAINT)

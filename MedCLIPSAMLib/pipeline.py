@@ -73,9 +73,13 @@ class TextSegmenter:
         shown = to_uint8(check_image(image), window)
         if shown.min() == shown.max():
             low, high = float(np.min(image)), float(np.max(image))
-            raise InputError(f"the window {window} shows nothing of an image with values {low:g} to {high:g}.")
-        digest = hashlib.blake2b(np.ascontiguousarray(shown).data, digest_size=8)
-        digest.update(str(shown.shape).encode())
+            at = "the automatic window" if window is None else f"the window {window[0]:g} to {window[1]:g}"
+            raise InputError(f"{at} shows nothing of an image with values {low:g} to {high:g}; pass another.")
+        # A grey picture in three equal channels draws the same noise and jitter as in one.
+        grey = shown.ndim == 3 and (shown == shown[..., :1]).all()
+        content = np.ascontiguousarray(shown[..., 0] if grey else shown)
+        digest = hashlib.blake2b(content.data, digest_size=8)
+        digest.update(str(content.shape).encode())
         self.segmenter.set_image(shown)
         self._image = shown
         self._content = int.from_bytes(digest.digest(), "little")
@@ -298,7 +302,7 @@ def _concatenate(samples: list[VisualPrompts]) -> VisualPrompts:
 
 
 def _absence_warning(prompt: str, presence: Presence, skipped: bool) -> str:
-    remedy = "switch the gate off to segment it all the same" if skipped else "check the result with care"
+    remedy = "switch the gate off (--no-gate) to segment it all the same" if skipped else "check the result with care"
     return (
         f'"{prompt}" does not seem to be in this image, or the engine has not learnt it '
         f"(presence {presence.score:.2f}, accepted from {presence.threshold:.2f}); {remedy}."

@@ -7,6 +7,7 @@ come with the software are our own wording; those called ``paper-...`` quote the
 from __future__ import annotations
 
 import ast
+import difflib
 import json
 import re
 from dataclasses import dataclass, replace
@@ -188,7 +189,9 @@ def load_prompt_set(name: str | Path, path: str | Path | None = None) -> PromptS
     if str(name).endswith(".json"):
         return _from_json(Path(name))
     if name not in prompt_sets():
-        raise InputError(f"there is no prompt set {str(name)!r}; choose one of {', '.join(prompt_sets())}.")
+        near = difflib.get_close_matches(str(name), prompt_sets(), n=3)
+        meant = f"did you mean {' or '.join(near)}? " if near else ""
+        raise InputError(f"there is no prompt set {str(name)!r}; {meant}`medclipsam prompts` lists the sets.")
     file = _folder() / f"{name}.json"
     if file.is_file():
         return _from_json(file)

@@ -34,7 +34,8 @@ class Recipe:
         samples: G, the number of samples behind the probability and the entropy.
         box_jitter: Standard deviation of a box edge as a part of the box side, in the samples after the first.
         gate: Whether a presence score below the threshold stops the run.
-        presets: Named changes of the above, for a task.
+        presets: Named changes of the above, for a task; "about" says in a sentence when to take it.
+        about: A sentence on the engine.
     """
 
     name: str
@@ -55,14 +56,15 @@ class Recipe:
     box_jitter: float = 0.03
     gate: bool = True
     presets: dict[str, dict[str, Any]] | None = None
+    about: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))  # JSON gives a list
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON-able values, without the presets that were not chosen."""
+        """Return the settings as JSON-able values, without the presets that were not chosen and the sentence."""
         settings = asdict(self)
-        del settings["presets"]
+        del settings["presets"], settings["about"]
         return settings
 
     def coarse_mask(
@@ -100,7 +102,7 @@ class Recipe:
         if preset not in (self.presets or {}):
             known = ", ".join(sorted(self.presets or {})) or "none"
             raise InputError(f"engine {self.name!r} has no preset {preset!r}; known: {known}.")
-        return replace(self, **self.presets[preset])
+        return replace(self, **{name: value for name, value in self.presets[preset].items() if name != "about"})
 
 
 def load_recipe(engine: str) -> Recipe:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from MedCLIPSAMLib import reporting
+from MedCLIPSAMLib.engines import check_choice
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.file_io import read_image
 from MedCLIPSAMLib.file_output import (
@@ -106,11 +107,17 @@ def make_request(
         InputError: Anything wrong with the prompts, the input or the settings.
         OutputError: The output folder cannot be written to.
     """
+    check_choice(settings.get("engine", "lite"), settings.get("preset"), settings.get("device", "auto"))
+    if (seed := settings.get("seed", 0)) < 0:
+        raise InputError(f"seed {seed}: it must be 0 or more.")
+    if slice_range is not None and slice_range[0] > slice_range[1]:
+        first, last = slice_range
+        raise InputError(f"slices {first}:{last}: the first lies after the last; did you mean {last}:{first}?")
     checked = tuple(check_prompt(prompt) for prompt in prompts)
     for prompt in checked:
         wordings(prompt, 1)  # raises for an unknown prompt set
     if not checked:
-        raise InputError("there is no prompt; pass at least one text that says what to segment.")
+        raise InputError("there is no prompt; say what to segment: --prompt TEXT, for example --prompt 'breast tumor'.")
     if twice := [prompt for number, prompt in enumerate(checked) if prompt.lower() in map(str.lower, checked[:number])]:
         raise InputError(f"the prompt {twice[0]!r} is given twice; leave one of the two out.")
     if window is not None and not window[1] > window[0]:

@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib import invalidate_caches
@@ -20,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from MedCLIPSAMLib.errors import ChecksumError, InputError, MissingWeightsError
+from MedCLIPSAMLib.errors import ChecksumError, InputError, MissingWeightsError, OutputError
 from MedCLIPSAMLib.resources import resource_path
 
 logger = logging.getLogger(__name__)
@@ -167,6 +168,59 @@ def verify(folder: str | Path | None = None) -> list[Verification]:
             name = path.relative_to(folder).as_posix()
             found.append(Verification(name, path, "unregistered", f"{path} is not in the registry; it is not used."))
     return found
+
+
+def verifying(name: str, portion: int = 2 << 20) -> Iterator[int | Verification]:
+    """Check one weight file, ``portion`` bytes at a time, for a caller that must not be held up.
+
+    Yields:
+        The bytes read so far (2 MiB take a few milliseconds), and at the end the :class:`Verification`.
+
+    Raises:
+        InputError: See :func:`locate`.
+    """
+    weight = _weight(name)
+    path = next((path for path in _candidates(weight) if path.is_file()), None)
+    if path is None:
+        yield Verification(name, None, "missing", _remedy(weight))
+        return
+    digest, done = hashlib.sha256(), 0
+    if weight.bytes is None or path.stat().st_size == weight.bytes:
+        with path.open("rb") as stream:
+            while block := stream.read(portion):
+                digest.update(block)
+                done += len(block)
+                yield done
+    yield _check(weight, path, digest.hexdigest)
+
+
+def removable(name: str) -> Path | None:
+    """Return the weight file in the user's data folder, which alone :func:`remove` deletes; None if it is not there."""
+    path = user_folder() / _weight(name).file
+    return path if path.is_file() else None
+
+
+def remove(name: str) -> Path:
+    """Delete the weight file from the user's data folder and return where it was; other places are left alone.
+
+    Raises:
+        InputError: No such name, or the user's data folder does not have the file; the message says where it lies.
+        OutputError: It cannot be deleted.
+    """
+    path = removable(name)
+    if path is None:
+        weight = _weight(name)
+        other = next((place for place in _candidates(weight) if place.is_file()), None)
+        where = f"they lie at {other}, which is not MedCLIPSAM's to delete" if other else "they are not installed"
+        raise InputError(f"The weights {name!r} are not in {user_folder()}: {where}.")
+    try:
+        path.unlink()
+    except OSError as error:
+        raise OutputError(f"{path} cannot be deleted ({error.strerror}); perhaps it is in use.") from error
+    if path.parent != user_folder():
+        with suppress(OSError):  # other files in it keep their folder
+            path.parent.rmdir()
+    return path
 
 
 def _weight(name: str) -> Weight:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from MedCLIPSAMLib.pipeline import TextSegmenter
 
 ROOT = Path(__file__).resolve().parents[2]
+pytest_plugins = ["slicer_fixtures"]
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ from MedCLIPSAMTraining.alignment_export import ACCEPTED, fit_logistic  # noqa: 
 from MedCLIPSAMTraining.captions import CONCEPTS, NAMES, REGION_NAMES, REGIONS, description_matrix  # noqa: E402
 from MedCLIPSAMTraining.distractors import DISTRACTORS, HELD_OUT  # noqa: E402
 
-SETTINGS = AlignmentSettings(steps=12, batch=6, variants=1, width=64, depth=2, learning_rate=2e-3)
+SETTINGS = AlignmentSettings(steps=12, batch=6, width=64, depth=2, learning_rate=2e-3)
 TASKS = [("breast", "benign"), ("breast", "malignant"), ("brain", ""), ("xray", ""), ("ct", "")]
 
 

@@ -58,9 +58,18 @@ def call(*arguments: str | Path) -> tuple[int, str]:
         (["PICTURE", "--prompt", "tumor", "--axis", "axial"], "is a 2D image; an axis or a slice range is for volumes"),
         (["VOLUME", "--prompt", "tumor", "--axis", "diagonal"], "'diagonal' is unknown"),
         (["VOLUME", "--prompt", "tumor", "--slices", "2-4"], "pass FIRST:LAST"),
+        (["VOLUME", "--prompt", "tumor", "--slices", "3:1"], "the first lies after the last; did you mean 1:3?"),
         (["VOLUME", "--prompt", "tumor", "--slices", "2:6"], "slices 2:6 do not lie in the volume; along the axial"),
         (["VOLUME", "--prompt", "tumor", "--window", "wide"], "pass LOW,HIGH"),
         (["VOLUME", "--prompt", "tumor", "--window=400,-1000"], "the upper intensity must be above the lower one"),
+        (["missing.png", "--prompt", "tumor", "--engine", "tiny"], "engine 'tiny' is unknown; known: lite"),
+        (
+            ["missing.png", "--prompt", "tumor", "--preset", "liver"],
+            "engine 'lite' has no preset 'liver'",
+        ),
+        (["missing.png", "--prompt", "tumor", "--device", "gpu"], "device 'gpu' is unknown; pass auto, cpu, cuda"),
+        (["missing.png", "--prompt", "tumor", "--seed=-1"], "seed -1: it must be 0 or more"),
+        (["missing.png", "--prompt", "set:brain-mri-p9"], "did you mean brain-mri-p"),
     ],
 )
 def test_bad_requests_are_one_line_and_make_no_folder(
@@ -103,6 +112,87 @@ def test_command_line_starts_without_torch_and_points_to_the_test_script() -> No
     )
     assert done.returncode == 2
     assert "./medclipsam test" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed=-1"], "seed -1: it must be 0 or more"),
+        (["--limit", "0"], "--limit 0: it must be 1 or more"),
+        (["--engine", "tiny"], "engine 'tiny' is unknown"),
+        (["--prompt", "set:nothing"], "there is no prompt set 'nothing'; `medclipsam prompts` lists the sets"),
+    ],
+)
+def test_evaluate_checks_its_options_before_the_data(arguments: list[str], message: str, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    status, text = call("evaluate", tmp_path / "nothing", "--prompt", "tumor", "--output", report, *arguments)
+    assert status == 2
+    assert text.startswith("Error: ")
+    assert message in text
+    assert text.count("\n") == 1
+
+
+def test_output_that_is_a_file(picture: Path, tmp_path: Path) -> None:
+    file = tmp_path / "afile"
+    file.write_text("kept")
+    status, text = call("segment", picture, "--prompt", "tumor", "--output", file)
+    assert status == 2
+    assert "it is a file; name a folder for the results (--output)" in text
+    assert file.read_text() == "kept"
+
+
+def test_folder_without_dicom_is_one_line_also_of_itk(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "note.txt").write_text("no image")
+    status, text = call("segment", tmp_path, "--prompt", "tumor", "--output", tmp_path / "out")
+    assert status == 2
+    assert "holds no DICOM images" in text
+    assert capfd.readouterr().err == ""
+
+
+def test_engines_and_prompts_are_listed() -> None:
+    engines = CliRunner().invoke(cli.app, ["engines"], catch_exceptions=False).stdout.splitlines()
+    settings = json.loads((ROOT / "Resources/MedCLIPSAM/Engines/lite.json").read_text("utf-8"))
+    assert engines[0].startswith("lite  LiteMedSAM")
+    for line, (name, preset) in zip(engines[1:], settings["presets"].items(), strict=True):
+        assert line.split()[:2] == ["--preset", name]
+        assert line.endswith(preset["about"])
+        assert len(preset["about"]) > 20
+    prompts = CliRunner().invoke(cli.app, ["prompts"], catch_exceptions=False).stdout.splitlines()
+    tasks = [line for line in prompts if not line.startswith(" ")]
+    assert tasks == ["brain mri", "breast ultrasound", "chest ct", "chest x-ray"]
+    assert "    set:brain-mri-p0" in prompts
+
+
+NO_NETWORK = """
+import socket, sys
+attempts = []
+def refuse(event, arguments):
+    if event.startswith("socket.") and event != "socket.gethostname":
+        attempts.append((event, arguments))
+        raise OSError("the network is blocked")
+sys.addaudithook(refuse)
+try:
+    socket.create_connection(("127.0.0.1", 9))
+except OSError as error:
+    assert "blocked" in str(error), error
+assert attempts
+attempts.clear()
+from MedCLIPSAMLib.cli import app
+app(["segment", "--sample", "breast-ultrasound", "--no-gate", "--output", sys.argv[1]], standalone_mode=False)
+assert not attempts, attempts
+"""
+
+
+def test_segmenting_needs_no_network(tmp_path: Path) -> None:
+    """In a process in which every use of a socket fails, the lite engine segments a sample and tries none."""
+    try:
+        weights.verified("lite-alignment")
+    except MissingWeightsError as error:
+        pytest.skip(str(error))
+    command = [sys.executable, "-c", NO_NETWORK, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "result.json").is_file()
 
 
 def test_option_texts() -> None:

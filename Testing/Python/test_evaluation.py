@@ -140,7 +140,11 @@ def test_find_cases_in_one_folder(discs, tmp_path):
     cases = find_cases(tmp_path / "flat")
     assert [case.file for case in cases] == sorted(path.name for path in (tmp_path / "flat/images").iterdir())
     assert {case.dataset for case in cases} == {"flat"}
-    assert find_cases(tmp_path / "flat", "test") == cases
+    with pytest.raises(InputError, match=r"there is no split 'test'.*leave --split out"):
+        find_cases(tmp_path / "flat", "test")
+    (tmp_path / "flat/manifest.csv").write_text("file\n", encoding="utf-8")
+    with pytest.raises(InputError, match="there is no split 'test'"):
+        find_cases(tmp_path / "flat", "test")
     manifest = (discs / "manifest.csv").read_text(encoding="utf-8").replace("dim_00.png,test", "dim_00.png,train")
     (tmp_path / "flat/manifest.csv").write_text(manifest, encoding="utf-8")
     assert [(case.file, case.dataset) for case in find_cases(tmp_path / "flat", "train")] == [("dim_00.png", "dim")]
@@ -191,7 +195,7 @@ def test_find_cases_names_what_is_wrong(discs, tmp_path):
 
     folder = broken("manifest")
     (folder / "manifest.csv").write_text("name\nx.png\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"\['name'\]; a column 'file' is needed"):
+    with pytest.raises(InputError, match=r"has the columns name; a column 'file' is needed"):
         find_cases(folder, "test")
 
 

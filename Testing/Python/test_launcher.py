@@ -156,6 +156,45 @@ def test_changed_pins_ask_for_an_installation_but_changed_tool_settings_do_not(c
     assert "Nothing was installed" in call(checkout / "medclipsam", MEDCLIPSAM_DRY_RUN="1").stderr
 
 
+def test_slicers_libraries_are_installed_for_the_commands_that_need_them(checkout: Path) -> None:
+    script = checkout / "medclipsam"
+    install_by_hand(checkout, "run")
+    assert "Everything is installed" in call(script, "segment", MEDCLIPSAM_DRY_RUN="1").stderr
+    for command in ("slicer-run", "test"):
+        done = call(script, command, MEDCLIPSAM_DRY_RUN="1")
+        assert done.returncode == 0, done.stderr
+        assert "3D Slicer's libraries" in done.stderr
+        assert "installs its packages" not in done.stderr  # those are there
+        assert "Nothing was installed" in done.stderr
+    stamp = checkout / ".venv" / "medclipsam-run.stamp"
+    shutil.copy(stamp, stamp.with_name("medclipsam-slicer.stamp"))
+    assert "Everything is installed" in call(script, "slicer-run", MEDCLIPSAM_DRY_RUN="1").stderr
+    done = call(script, "test", MEDCLIPSAM_DRY_RUN="1")
+    assert "3D Slicer's libraries" not in done.stderr
+    assert "Nothing was installed" in done.stderr
+
+
+def test_slicers_libraries_that_cannot_be_had_are_named(checkout: Path, tmp_path: Path) -> None:
+    install_by_hand(checkout, "run")
+    python = checkout / ".venv" / "bin" / "python"
+    (checkout / ".venv" / "lib").unlink()  # the link to the running Python's packages, which must not be touched
+    (checkout / ".venv" / "pyvenv.cfg").touch()
+    python.unlink()
+    python.write_text(  # everything but pip is real; the packages of the running Python are left alone
+        f'#!/bin/sh\ncase " $* " in *" pip install "*) echo "No matching distribution found for $*"; exit 1;; esac\n'
+        f'exec "{sys.executable}" "$@"\n'
+    )
+    python.chmod(0o755)
+    done = call(checkout / "medclipsam", "slicer-run", "--help")
+    assert done.returncode == 1
+    assert 'the step "3D Slicer\'s libraries" failed' in done.stderr
+    assert "try another Python" in done.stderr
+    wanted = (checkout / ".venv" / "medclipsam-slicer.txt").read_text()
+    assert wanted.startswith("slicer-core")
+    assert not (checkout / ".venv" / "medclipsam-slicer.stamp").exists()
+    assert (checkout / ".venv" / "medclipsam-run.stamp").exists()
+
+
 def test_environment_of_another_tool_is_left_alone(checkout: Path) -> None:
     (checkout / ".venv").mkdir()
     (checkout / ".venv" / "pyvenv.cfg").write_text("home = /usr/bin\n")

@@ -234,7 +234,7 @@ def test_volume_shows_the_largest_slice_and_the_chart(tmp_path: Path, pages: lis
     image, result = make_volume()
     write_volume_overview(tmp_path / "v.png", image, result, engine="lite", truth=result.mask)
     texts = check_texts(pages[0])
-    assert any("slice 6 of 9 (index 5), axial" in text for text in texts)
+    assert any("slice 5 of 0 to 8, axial" in text for text in texts)
     assert "head.nrrd" in texts
     voxels = np.count_nonzero(result.mask)
     assert any(f"{voxels * 5 / 1000:.3g} mL in all" in text for text in texts)
@@ -250,7 +250,7 @@ def test_volume_without_any_mask_shows_the_middle(tmp_path: Path, pages: list[Pa
         record.presence = None
     write_volume_overview(tmp_path / "v.png", image, [result, result])
     texts = check_texts(pages[0])
-    assert any("slice 5 of 9" in text for text in texts)
+    assert any("slice 4 of 0 to 8" in text for text in texts)
     assert any("not segmented: skipped by the gate" in text for text in texts)
 
 

@@ -13,7 +13,18 @@ import pytest
 
 from MedCLIPSAMLib import weights
 from MedCLIPSAMLib.errors import ChecksumError, InputError, MissingWeightsError
-from MedCLIPSAMLib.weights import Weight, locate, registry, user_folder, verified, verify
+from MedCLIPSAMLib.weights import (
+    Verification,
+    Weight,
+    locate,
+    registry,
+    removable,
+    remove,
+    user_folder,
+    verified,
+    verify,
+    verifying,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTENT = bytes(range(256)) * 40
@@ -245,3 +256,45 @@ def test_no_network_code_is_loaded():
     code = f"import sys, MedCLIPSAMLib.weights; print(*({network!r} & set(sys.modules)))"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert child.stdout.strip() == ""
+
+
+def test_verifying_in_portions_reads_everything_and_finds_one_wrong_bit(places):
+    path = put(places["user"] / "hub/net.bin")
+    steps = list(verifying("hub", portion=1000))
+    assert steps == [*range(1000, len(CONTENT), 1000), len(CONTENT), Verification("hub", path, "ok")]
+    damaged = bytearray(CONTENT)
+    damaged[-1] ^= 1
+    put(path, bytes(damaged))
+    last = list(verifying("hub", portion=1000))[-1]
+    assert last.status == "wrong hash"
+    assert str(path) in last.message
+    put(path, CONTENT[:-1])
+    (last,) = verifying("hub")  # a file of another size is not read
+    assert last.status == "wrong size"
+    path.unlink()
+    (last,) = verifying("hub")
+    assert last.status == "missing"
+    assert last.path is None
+
+
+def test_only_the_users_own_file_is_removed(places):
+    ours, offline = put(places["user"] / "hub/net.bin"), put(places["offline"] / "hub/net.bin")
+    kept = put(places["user"] / "net.pth")
+    assert removable("hub") == ours
+    assert remove("hub") == ours
+    assert not ours.parent.exists()
+    assert kept.is_file()
+    assert removable("hub") is None
+    with pytest.raises(InputError, match=f"they lie at {offline}, which is not MedCLIPSAM's to delete"):
+        remove("hub")
+    assert offline.is_file()
+    offline.unlink()
+    with pytest.raises(InputError, match="they are not installed"):
+        remove("hub")
+
+
+def test_a_folder_with_other_files_is_kept(places):
+    put(places["user"] / "hub/net.bin")
+    other = put(places["user"] / "hub/other.bin")
+    remove("hub")
+    assert other.is_file()

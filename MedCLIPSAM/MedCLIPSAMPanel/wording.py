@@ -1,0 +1,68 @@
+"""Texts that several sections show: sizes, scores, and what a presence score means."""
+
+from __future__ import annotations
+
+import html
+import math
+
+from slicer.i18n import tr as _
+
+GOOD, DOUBTFUL, BAD = "#2e9e4f", "#c77700", "#d64545"  # readable on a light and on a dark background
+_MARGIN = 0.1  # a score this close to its threshold is no clear answer
+
+
+def score(value: float | None) -> str:
+    """Return a number in [0, 1] for a table; a dash where there is none."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.2f}"
+
+
+def size(value: float, unit: str) -> str:
+    """Return a volume or an area with three significant digits, such as "12.3 mL"."""
+    if value == 0:
+        return _("empty")
+    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value < 100 else 0
+    return f"{value:.{min(digits, 4)}f} {unit}"
+
+
+def seconds(value: float) -> str:
+    """Return a computing time, such as "0.8 s" or "3:05"."""
+    if value < 100:
+        return f"{value:.1f} s"
+    return f"{int(value // 60)}:{round(value % 60) % 60:02d}"
+
+
+def about(value: float) -> str:
+    """Return an estimated time in words, such as "about 3 min"."""
+    if value < 90:
+        return _("about {count} s").format(count=max(1, round(value)))
+    if value < 5400:
+        return _("about {count} min").format(count=round(value / 60))
+    return _("about {count} h").format(count=f"{value / 3600:.1f}")
+
+
+def presenceColour(value: float | None, threshold: float | None) -> str | None:
+    """Return the colour of a presence score; None where the engine has no calibration."""
+    if value is None or threshold is None:
+        return None
+    if value < threshold:
+        return BAD
+    return GOOD if value >= min(1.0, threshold + _MARGIN) else DOUBTFUL
+
+
+def presence(prompt: str, value: float | None, threshold: float | None) -> str:
+    """Return a line of rich text that says whether the prompt's target seems to be in the image."""
+    colour = presenceColour(value, threshold)
+    if colour is None:
+        text, colour = _("not known (this engine cannot tell whether the target is there)"), "gray"
+    elif colour == BAD:
+        text = _("seems to be absent ({score}): do not trust a mask without looking").format(score=score(value))
+    elif colour == DOUBTFUL:
+        text = _("perhaps there ({score}): look closely").format(score=score(value))
+    else:
+        text = _("seems to be there ({score})").format(score=score(value))
+    return coloured(f"“{prompt}” {text}.", colour)
+
+
+def coloured(text: str, colour: str) -> str:
+    """Return plain text as a line of rich text with a coloured mark."""
+    return f'<span style="color:{colour}">●</span> {html.escape(text)}'

@@ -1,0 +1,141 @@
+"""The training jobs that the panel offers."""
+
+from __future__ import annotations
+
+from MedCLIPSAMLib.job_form import Field, JobDescription
+
+_TORCH = ("numpy", "scipy", "SimpleITK", "torch", "torchvision", "tqdm", "typer", "safetensors", "tokenizers")
+_DEVICE = Field(
+    "device",
+    "Device",
+    "choice",
+    "auto",
+    choices=("auto", "cpu", "cuda", "mps"),
+    tooltip="Where to compute; auto takes a GPU where there is one.",
+    advanced=True,
+)
+_SEED = Field(
+    "seed",
+    "Seed",
+    "int",
+    0,
+    minimum=0,
+    maximum=2**31 - 1,
+    tooltip="Of every random draw; the same seed on the same machine gives the same result.",
+    advanced=True,
+)
+
+FINETUNE = JobDescription(
+    name="finetune",
+    title="DHN-NCE fine-tuning of CLIP",
+    help="Tunes a CLIP model on your own images and captions. The result can be chosen as engine finetuned:<folder>.",
+    module="MedCLIPSAMTraining.finetune",
+    fields=(
+        Field("data", "Images and captions", "file", tooltip="A CSV or JSONL file with the columns file and caption."),
+        Field("model", "Model", "choice", "biomedclip", choices=("biomedclip", "lite"), tooltip="What is tuned."),
+        Field("epochs", "Epochs", "int", 20, minimum=1, maximum=10_000, tooltip="Passes over all pairs."),
+        Field(
+            "batch", "Batch size", "int", 64, minimum=2, maximum=65_536, tooltip="Pairs per step; the paper took 64."
+        ),
+        Field(
+            "learning_rate",
+            "Learning rate",
+            "float",
+            1e-6,
+            minimum=1e-9,
+            maximum=1.0,
+            tooltip="The paper's for BiomedCLIP is 1e-6; the lite model wants about 1e-3.",
+        ),
+        Field("temperature", "Temperature τ", "float", 0.6, minimum=0.01, maximum=10.0, advanced=True),
+        Field(
+            "beta",
+            "Hardness β",
+            "float",
+            0.15,
+            minimum=0.0,
+            maximum=5.0,
+            tooltip="How much more the harder negatives weigh; 0 weighs all alike.",
+            advanced=True,
+        ),
+        _SEED,
+        _DEVICE,
+    ),
+    resumable=True,
+    gpu=True,
+    packages=(*_TORCH, "open_clip", "transformers"),
+    outputs=(("--output", "model"), ("--work", "work")),
+)
+
+WEAK_SUPERVISION = JobDescription(
+    name="weak-supervision",
+    title="Weakly supervised nnU-Net",
+    help=(
+        "Segments unlabelled images with a prompt and trains an nnU-Net on the result, with an uncertainty map from "
+        "its checkpoints. The result can be chosen as engine weak:<folder>."
+    ),
+    module="MedCLIPSAMTraining.weak_supervision",
+    fields=(
+        Field("data", "Images", "folder", tooltip="A folder of images or volumes; no masks are needed."),
+        Field("prompt", "Prompt", "text", tooltip="What to segment, for example brain tumor."),
+        Field("epochs", "Epochs", "int", 600, minimum=1, maximum=10_000, tooltip="Of all cycles together."),
+        Field("cycles", "Cycles", "int", 3, minimum=1, maximum=100, tooltip="The learning rate restarts in each."),
+        Field(
+            "checkpoints",
+            "Checkpoints per cycle",
+            "int",
+            10,
+            minimum=1,
+            maximum=100,
+            tooltip="The last ones of each cycle are kept for the ensemble.",
+            advanced=True,
+        ),
+        _SEED,
+        _DEVICE,
+    ),
+    resumable=True,
+    gpu=True,
+    packages=(*_TORCH, "nnunetv2"),
+    outputs=(("--output", "model"), ("--work", "work")),
+)
+
+ALIGN_LITE = JobDescription(
+    name="align-lite",
+    title="Alignment of the lite engine",
+    help=(
+        "Trains the small image tower of the lite engine on images with masks. Minutes to an hour on a CPU, "
+        "and about 1.5 MB of disk for each view of an image."
+    ),
+    module="MedCLIPSAMTraining.align_lite",
+    fields=(
+        Field("data", "Data sets", "folder", tooltip="The folder of the four data sets and of volumes/."),
+        Field("steps", "Steps", "int", 1400, minimum=1, maximum=1_000_000, tooltip="Optimiser steps."),
+        Field(
+            "half",
+            "Half of the subjects",
+            "choice",
+            "",
+            choices=("", "A", "B"),
+            tooltip="Train on one half of the subjects only; empty trains on all.",
+            advanced=True,
+        ),
+        Field(
+            "with_chest_ct",
+            "Chest CT slices as well",
+            "bool",
+            False,
+            tooltip="They state no licence: the result is then not for sharing.",
+            advanced=True,
+        ),
+        _SEED,
+        _DEVICE,
+    ),
+    resumable=True,
+    gpu=True,
+    packages=_TORCH,
+    outputs=(("--work", "work"), ("--output", "lite-alignment.safetensors")),
+)
+
+
+def descriptions() -> list[JobDescription]:
+    """Return the jobs in the order of the form; :meth:`JobDescription.unavailable` says which cannot be started."""
+    return [FINETUNE, WEAK_SUPERVISION, ALIGN_LITE]

