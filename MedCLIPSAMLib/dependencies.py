@@ -276,12 +276,16 @@ def _weights_are_there(package: str) -> bool:
 
 def _required_by(name: str) -> list[str]:
     """Return what else is installed that names the package, with what it asks for: "voxtell 1.2 (transformers<5)"."""
+    from packaging.requirements import InvalidRequirement
     from packaging.utils import canonicalize_name
 
     wanted, found = canonicalize_name(name), []
     for distribution in metadata.distributions():
         for text in distribution.requires or ():
-            requirement = _parse(text)
+            try:
+                requirement = _parse(text)
+            except InvalidRequirement:  # an old package of somebody else
+                continue
             if canonicalize_name(requirement.name) == wanted and "extra" not in str(requirement.marker):
                 asked = f"{requirement.name}{requirement.specifier}"
                 found.append(f"{distribution.metadata['Name']} {distribution.version} ({asked})")

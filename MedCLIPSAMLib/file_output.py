@@ -51,7 +51,7 @@ def check_output_folder(path: str | Path) -> Path:
     """
     folder = Path(path)
     if folder.is_file():
-        raise OutputError(f"{file_label(folder)} cannot be written into: it is a file; name a folder for the results (--output).")
+        raise OutputError(f"{file_label(folder)} cannot be written into: it is a file; name a folder (--output).")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".partial-{secrets.token_hex(8)}"

@@ -47,14 +47,21 @@ class SceneResult:
         self.row = row
         self.tags = prompt_tags(self.segmentation, row.prompt)
         self.axis = int(self.tags["Axis"])
-        self.index = int(self.tags["Index"]) if self.tags.get("Index") else None
-        self.slices = tuple(json.loads(node.GetAttribute(SLICES) or "[]"))
+        self._then = np.array(json.loads(self.tags["Matrix"]))
+        self.index = self._now(int(self.tags["Index"])) if self.tags.get("Index") else None
+        self.slices = tuple(sorted(self._now(index) for index in json.loads(node.GetAttribute(SLICES) or "[]")))
         self.saliency = mrml.volume_view(node)
         self.geometry = SliceGeometry.of(
             mrml.volume_view(self.volume).shape[:3], mrml.ijk_to_ras(self.volume), self.axis
         )
         settings = json.loads(self.tags.get("Recipe") or "{}")
         self.recipe = Recipe(**settings) if settings else None
+
+    def _now(self, index: int) -> int:
+        """Return today's number of a slice: Slicer turns the slices of a left-handed volume round when it loads it."""
+        place = np.array([0.0, 0.0, 0.0, 1.0])
+        place[2 - self.axis] = index
+        return round(float((np.linalg.inv(mrml.ijk_to_ras(self.volume)) @ self._then @ place)[2 - self.axis]))
 
     def plane(self, index: int) -> np.ndarray:
         """Return a slice of the saliency as displayed, (H, W) in [0, 1]."""

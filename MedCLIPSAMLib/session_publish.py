@@ -210,6 +210,7 @@ def result_tags(run: PreparedRun, result: dict[str, Any], planes: Planes) -> dic
         "Axis": str(run.geometry.axis),
         "Index": "" if run.index is None else str(run.index),
         "Window": json.dumps(list(run.window)),
+        "Matrix": json.dumps(run.matrix.tolist()),
         "Device": request.device,
         "Samples": "" if request.samples is None else str(request.samples),
         "SaliencyMethod": result.get("saliency_method", ""),

@@ -176,7 +176,7 @@ def _place_camera(renderer: Any, volume: Any) -> None:
     camera.SetPosition(middle[0] - 0.55, middle[1] + 1.0, middle[2] + 0.75)
     camera.SetViewUp(0, 0, 1)
     renderer.ResetCamera(bounds)
-    camera.Zoom(1.4)
+    camera.Zoom(1.25)
     renderer.ResetCameraClippingRange()
 
 

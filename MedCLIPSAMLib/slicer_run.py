@@ -166,10 +166,11 @@ def _pictures(
     folder: Path,
 ) -> tuple[list[str], list[str]]:
     """Draw the views; a machine that cannot draw gets a warning instead of pictures."""
-    from MedCLIPSAMLib.slicer_render import render_views
+    from MedCLIPSAMLib.slicer_render import render_views, save_views
 
+    overlay = session.scene.GetNodeByID(rows[0].saliency_node_id) if rows and rows[0].saliency_node_id else None
     try:
-        overlay = session.scene.GetNodeByID(rows[0].saliency_node_id) if rows else None
-        return render_views(slicer_scene, volume, segmentation, overlay, folder), []
+        pictures = render_views(slicer_scene, volume, overlay=overlay, segmentation=segmentation)
     except MedCLIPSAMError as error:
         return [], [f"No pictures were made: {error}"]
+    return sorted(path.name for path in save_views(pictures, folder).values()), []

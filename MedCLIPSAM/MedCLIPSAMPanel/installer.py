@@ -236,7 +236,8 @@ def _pip(arguments: list[str], constraints: Path | None = None) -> None:
 
 
 def _allVersions() -> dict[str, str]:
-    return {one.metadata["Name"]: one.version for one in importlib.metadata.distributions()}
+    found = {one.metadata["Name"]: one.version for one in importlib.metadata.distributions()}
+    return {name: version for name, version in found.items() if name}  # one whose removal failed has no name
 
 
 def _changedWhileLoaded(before: dict[str, str]) -> bool:

@@ -25,8 +25,8 @@ class JobFormView:
         for field in plain:
             self._add(layout, field)
         if advanced:
-            group = ctk.ctkCollapsibleGroupBox()
-            group.title = _("Advanced")
+            group = ctk.ctkCollapsibleButton()
+            group.text = _("Advanced")
             inner = qt.QFormLayout(group)
             _tidy(inner, margins=False)
             for field in advanced:
@@ -87,8 +87,7 @@ def _choice(field: Any) -> tuple[Any, Callable[[], Any]]:
 
 def _path(field: Any) -> tuple[Any, Callable[[], Any]]:
     widget = ctk.ctkPathLineEdit()
-    line = ctk.ctkPathLineEdit
-    widget.filters = (line.Dirs | line.NoDotAndDotDot) if field.kind == "folder" else line.Files
+    widget.filters = ctk.ctkPathLineEdit.Dirs if field.kind == "folder" else ctk.ctkPathLineEdit.Files
     widget.currentPath = str(field.default or "")
     return widget, lambda: widget.currentPath
 

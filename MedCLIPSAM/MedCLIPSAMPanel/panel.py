@@ -203,8 +203,10 @@ class Panel(VTKObservationMixin):
             self.segment.run.showProgress()
         elif self._timer.interval != IDLE_INTERVAL:
             self._timer.interval = IDLE_INTERVAL
-        elif self.entered and self.parameters.scope == "slice":
-            self.segment.scope.refreshInfo()
+        elif self.entered:
+            self.results.table.fit()
+            if self.parameters.scope == "slice":
+                self.segment.scope.refreshInfo()
 
     def _handle(self, event: Any) -> None:
         if event.kind == "result":
@@ -220,7 +222,8 @@ class Panel(VTKObservationMixin):
                 self.ui.resultsSection.collapsed = False
         elif event.kind == "device":
             self.setup.showDevice(event.data)
-        if event.text and event.kind != "progress":
+            self.log(_("The models are loaded ({device}).").format(device=event.text))
+        if event.text and event.kind not in ("progress", "device"):
             self.log(event.text)
 
     # ---- Scene ---------------------------------------------------------------------------------------------------

@@ -97,7 +97,9 @@ class ResultsSection:
         ui.rejectButton.checked = row is not None and row.decision == "rejected"
         text = ""
         if row is not None:
-            lines = [wording.presence(row.prompt, row.presence, row.presence_threshold)]
+            lines = []
+            if wording.presenceColour(row.presence, row.presence_threshold) != wording.GOOD:
+                lines.append(wording.presence(row.prompt, row.presence, row.presence_threshold))
             lines += [wording.coloured(warning, wording.DOUBTFUL) for warning in row.warnings]
             text = "<br>".join(lines)
         ui.resultDetailLabel.text = text

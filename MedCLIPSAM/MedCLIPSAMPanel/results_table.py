@@ -10,7 +10,8 @@ from slicer.i18n import tr as _
 from MedCLIPSAMPanel import wording
 
 _SWATCH = 12  # pixels
-_PROMPT_WIDTH = 112
+_PROMPT_WIDTH = 92  # at least; narrower panels scroll
+_ROWS = 8  # that are shown without scrolling
 _DECISIONS = {"accepted": ("✓", wording.GOOD), "rejected": ("✗", wording.BAD)}
 
 
@@ -18,18 +19,18 @@ def _columns() -> list[tuple[str, str]]:
     """Return header and tooltip of each column."""
     return [
         (_("Prompt"), _("What was asked for, and the segment's colour")),
+        ("", _("Accepted or rejected")),
         (_("Size"), _("Volume of the mask, or its area on a single slice")),
         (_("Pres."), _("Presence: how sure the engine is that the target is there at all")),
         (_("Conf."), _("Confidence: mean saliency of the best part of the coarse mask")),
         (_("Sal."), _("Mean saliency inside the mask")),
         (_("Entr."), _("Mean entropy inside the mask, in nats (0 to 0.69): how uncertain the outline is")),
         (_("Time"), _("Computing time")),
-        ("", _("Accepted or rejected")),
     ]
 
 
 class ResultsTable:
-    """Fills ``ui.resultsTable``; ``chosen`` is called when the user chooses another line."""
+    """Fills ``ui.resultsTable``."""
 
     def __init__(self, table: Any):
         self.table = table
@@ -42,8 +43,8 @@ class ResultsTable:
         header.setHighlightSections(False)
         for number in range(1, len(columns)):
             header.setSectionResizeMode(number, qt.QHeaderView.ResizeToContents)
-        table.setColumnWidth(0, _PROMPT_WIDTH)
         table.verticalHeader().setVisible(False)
+        self.fit()
 
     def show(self, rows: list[Any], segmentation: Any, chosen: str) -> None:
         """Show the rows and choose the line of a prompt, or the first one."""
@@ -51,6 +52,7 @@ class ResultsTable:
         for number, row in enumerate(rows):
             self._fill(number, row, segmentation)
         self.table.resizeRowsToContents()
+        self.fit()
         if rows:
             prompts = [row.prompt for row in rows]
             self.table.selectRow(prompts.index(chosen) if chosen in prompts else 0)
@@ -60,17 +62,32 @@ class ResultsTable:
         """Number of the chosen line; -1 if there is none."""
         return self.table.currentRow() if self.table.rowCount else -1
 
+    def fit(self) -> None:
+        """Give the prompts the width that is left, and the table the height of its rows."""
+        table = self.table
+        others = sum(table.columnWidth(column) for column in range(1, table.columnCount))
+        width = max(_PROMPT_WIDTH, table.viewport().width - others)
+        if table.columnWidth(0) != width:
+            table.setColumnWidth(0, width)
+        rows = min(max(table.rowCount, 1), _ROWS)
+        row_height = table.rowHeight(0) if table.rowCount else table.verticalHeader().defaultSectionSize
+        height = table.horizontalHeader().height + rows * row_height + 2 * table.frameWidth
+        if width == _PROMPT_WIDTH:
+            height += table.horizontalScrollBar().sizeHint.height()
+        if table.minimumHeight != height or table.maximumHeight != height:
+            table.setFixedHeight(height)
+
     def _fill(self, number: int, row: Any, segmentation: Any) -> None:
         decision, decision_colour = _DECISIONS.get(row.decision, ("", None))
         cells = [
             (row.prompt, None),
+            (decision, decision_colour),
             (wording.size(row.size, row.unit), None),
             (wording.score(row.presence), wording.presenceColour(row.presence, row.presence_threshold)),
             (wording.score(row.confidence), None),
             (wording.score(row.mean_saliency), None),
             (wording.score(row.mean_entropy), None),
             (wording.seconds(row.seconds), None),
-            (decision, decision_colour),
         ]
         for column, (text, colour) in enumerate(cells):
             item = qt.QTableWidgetItem(text)

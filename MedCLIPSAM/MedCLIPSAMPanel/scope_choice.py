@@ -188,13 +188,14 @@ class ScopeChoice:
     def _info(self, volume: Any) -> str:
         if self.owner.parameters.scope == "slice":
             current = self.currentSlice(volume)
-            text = _("{plane} slice {index} of 0 to {last}").format(
-                plane=current.plane.capitalize(), index=current.index, last=current.last
-            )
+            only = _("The only {plane} slice") if current.last == 0 else _("{plane} slice {index} of 0 to {last}")
+            text = only.format(plane=current.plane, index=current.index, last=current.last)
+            text = text[:1].upper() + text[1:]
             return f"{text}. {current.note}" if current.note else text
         geometry = self._geometry(volume)
         first, last = self._range(geometry.count) if self.owner.parameters.scope == "range" else (0, geometry.count - 1)
-        return _("{count} {plane} slices").format(count=last - first + 1, plane=geometry.plane_name)
+        text = _("One {plane} slice") if first == last else _("{count} {plane} slices")
+        return text.format(count=last - first + 1, plane=geometry.plane_name)
 
     def _range(self, count: int) -> tuple[int, int]:
         parameters = self.owner.parameters

@@ -1,6 +1,7 @@
 """Fixtures of the panel tests: the module in the test double of Slicer.
 
-These files are run by ``Testing/Python/test_panel.py`` and ``test_slicer_double.py``, each in a process of its own. To run one by hand:
+These files are run by ``Testing/Python/test_panel.py`` and ``test_slicer_double.py``, each in a process of its own.
+To run one by hand:
 
     pytest -c pyproject.toml Testing/Panel/panel_test_x.py
 

@@ -8,7 +8,6 @@ import ctk
 import pytest
 import qt
 import slicer
-
 import slicer_double
 from slicer_double import dialogs
 from slicer_double.collect import NotInDoubleError
@@ -133,13 +132,13 @@ def test_python_subclasses_take_attributes_and_override_events():
             super().__init__()
             self.seen = []
 
-        def keyPressEvent(self, event):  # noqa: N802
+        def keyPressEvent(self, event):
             self.seen.append(event.key())
 
     class Watcher(qt.QObject):
         seen = 0
 
-        def eventFilter(self, target, event):  # noqa: N802
+        def eventFilter(self, target, event):
             self.seen += 1
             return False
 
@@ -181,7 +180,7 @@ def test_dialogs_are_answered_with_bare_values_and_never_wait():
     assert qt.QFileDialog.getExistingDirectory(None, "Choose") == "/a"
     assert qt.QInputDialog.getText(None, "Name", "Name:") == "text"
     assert qt.QMessageBox.question(None, "Sure", "Sure?") == qt.QMessageBox.Yes
-    assert [shown.kind for shown in dialogs.shown][0] == "QFileDialog.getExistingDirectory"
+    assert dialogs.shown[0].kind == "QFileDialog.getExistingDirectory"
     with pytest.raises(AssertionError, match="wait for the user"):
         qt.QMessageBox().exec_()
     assert "wait for the user" in collected()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
+from pathlib import Path
 
 import ctk
 import numpy as np
 import pytest
 import qt
 import slicer
-
 import slicer_double
 from slicer_double import dialogs
 
@@ -32,7 +34,7 @@ FORM = """<?xml version="1.0" encoding="UTF-8"?>
  <customwidget><class>qMRMLNodeComboBox</class><extends>QWidget</extends><header>n.h</header></customwidget>
 </customwidgets>
 <connections><connection><sender>Form</sender><signal>mrmlSceneChanged(vtkMRMLScene*)</signal>
- <receiver>volumes</receiver><slot>setMRMLScene(vtkMRMLScene*)</slot></connection></connections></ui>"""  # noqa: E501
+ <receiver>volumes</receiver><slot>setMRMLScene(vtkMRMLScene*)</slot></connection></connections></ui>"""
 
 
 @pytest.fixture
@@ -109,6 +111,14 @@ def test_a_node_selector_follows_scene_close_and_hidden_nodes(scene):
     assert box.currentNode() is None
     box.nodeTypes = ("vtkMRMLScalarVolumeNode",)
     assert box.addNode() is box.currentNode() is not None
+
+
+def test_a_property_without_effect_in_the_double_is_kept():
+    box = slicer.qMRMLNodeComboBox()
+    with pytest.raises(NotImplementedError):
+        box.sizeAdjustPolicy  # noqa: B018
+    box.sizeAdjustPolicy = qt.QComboBox.AdjustToContents
+    assert box.sizeAdjustPolicy == qt.QComboBox.AdjustToContents
 
 
 def test_a_gone_selector_does_not_follow_the_scene(scene):
@@ -260,3 +270,24 @@ class ProbeTest(ScriptedLoadableModuleTest):
     assert __import__("Probe").calls[-1] == "cleanup" and not hasattr(slicer.modules, "probe")
     with pytest.raises(AttributeError, match="no property"):
         module.colour = 1
+
+
+def test_pictures_are_taken_at_each_scale(tmp_path):
+    (tmp_path / "Shown.py").write_text(
+        """
+import qt
+from slicer.ScriptedLoadableModule import *
+class Shown(ScriptedLoadableModule): pass
+class ShownWidget(ScriptedLoadableModuleWidget):
+    def setup(self):
+        self.label = qt.QLabel("hello")
+        self.layout.addWidget(self.label)
+""",
+        encoding="utf-8",
+    )
+    (tmp_path / "fill.py").write_text("def prepare(widget):\n    widget.label.text = 'long ' * 20\n", encoding="utf-8")
+    command = [sys.executable, "-m", "slicer_double.pictures", str(tmp_path / "Shown.py"), str(tmp_path)]
+    folder = Path(slicer_double.__file__).parents[1]
+    subprocess.run([*command, "--width", "300", "--prepare", str(tmp_path / "fill.py")], check=True, cwd=folder)
+    sizes = [qt.QImage(str(tmp_path / f"Shown_{percent}.png")).height() for percent in (100, 150)]
+    assert sizes[1] == pytest.approx(1.5 * sizes[0], abs=3)

