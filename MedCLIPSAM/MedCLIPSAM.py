@@ -60,11 +60,19 @@ class MedCLIPSAM(ScriptedLoadableModule):
             "Please cite that paper when you publish results.</p>"
             "<p>Licences of the models' weights are listed in the section Setup. Research use only.</p>"
         )
-        slicer.app.connect("startupCompleted()", registerSampleData)
+        slicer.app.connect("startupCompleted()", onStartupCompleted)
 
     def resourcePath(self, filename):
         """Return the path of a file below Resources, which may lie beside this file or above it."""
         return _resource(filename)
+
+
+def onStartupCompleted():
+    """Offer the samples, and go on with an installation that had to restart Slicer."""
+    registerSampleData()
+    from MedCLIPSAMPanel import installer
+
+    installer.resumePendingInstall()
 
 
 def registerSampleData():

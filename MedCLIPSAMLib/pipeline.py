@@ -99,6 +99,7 @@ class TextSegmenter:
         gate: bool | None = None,
         presence_score: float | None = None,
         cancelled: Callable[[], bool] | None = None,
+        stage: Callable[[str], None] | None = None,
     ) -> PromptResult:
         """Segment what ``prompt`` names in the image set before.
 
@@ -112,6 +113,7 @@ class TextSegmenter:
             gate: False segments even where the presence score says "not there"; None takes the recipe's choice.
             presence_score: A score that replaces this image's own, for example smoothed over slices.
             cancelled: Asked between the stages.
+            stage: Told the name of each stage when it begins.
 
         Returns:
             See :class:`~MedCLIPSAMLib.results.PromptResult`.
@@ -127,7 +129,7 @@ class TextSegmenter:
             raise InputError("a presence score was given, but this engine has no calibration to judge it by.")
         texts = wordings(prompt, self.recipe.samples, seed)
         image_seed = int(np.random.SeedSequence([seed, self._content]).generate_state(1)[0])
-        clock = _Clock(cancelled)
+        clock = _Clock(cancelled, stage)
         warnings = unsupported_wording(prompt)
         if self.recipe.visual_prompt not in self.segmenter.prompt_kinds:
             trained = " and ".join(sorted(self.segmenter.prompt_kinds))
@@ -188,6 +190,7 @@ class TextSegmenter:
         minimum_confidence: float | None = None,
         seed: int = 0,
         cancelled: Callable[[], bool] | None = None,
+        stage: Callable[[str], None] | None = None,
     ) -> PromptResult:
         """Run the stages after the saliency map again, with another threshold or confidence; no text is needed.
 
@@ -199,6 +202,7 @@ class TextSegmenter:
             threshold, minimum_confidence: As for :meth:`Recipe.coarse_mask`; None for the recipe's.
             seed: The run's seed.
             cancelled: Asked between the stages.
+            stage: Told the name of each stage when it begins.
 
         Returns:
             As :meth:`segment`, with a presence that is not known.
@@ -211,7 +215,7 @@ class TextSegmenter:
         if saliency.shape != image.shape[:2]:
             raise InputError(f"the saliency map has shape {saliency.shape}, the image {image.shape[:2]}.")
         image_seed = int(np.random.SeedSequence([seed, self._content]).generate_state(1)[0])
-        clock = _Clock(cancelled)
+        clock = _Clock(cancelled, stage)
         with clock.stage("coarse mask"):
             coarse = self.recipe.coarse_mask(saliency, threshold, minimum_confidence)
             prompts = self._visual_prompts(coarse, image_seed)
@@ -312,9 +316,10 @@ def _absence_warning(prompt: str, presence: Presence, skipped: bool) -> str:
 class _Clock:
     """Wall time per stage, and the cancel question between stages."""
 
-    def __init__(self, cancelled: Callable[[], bool] | None):
+    def __init__(self, cancelled: Callable[[], bool] | None, tell: Callable[[str], None] | None):
         self.seconds: dict[str, float] = {}
         self._cancelled = cancelled
+        self._tell = tell
 
     def check(self) -> None:
         if self._cancelled is not None and self._cancelled():
@@ -323,6 +328,8 @@ class _Clock:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         self.check()
+        if self._tell is not None:
+            self._tell(name)
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start

@@ -92,6 +92,16 @@ class Session:
         if self._warming is None and self._run is None:
             self._warming = self.worker.submit({"task": "load", "engine": engine, "preset": preset, "device": device})
 
+    def restart_worker(self) -> None:
+        """End the child, so that the next one finds new packages or weights.
+
+        Raises:
+            InputError: A run is going on.
+        """
+        self._need_idle()
+        self._warming = None
+        self.worker.close()
+
     def estimate(self, request: RunRequest) -> float | None:
         """Return how long a run will take in seconds, from slices measured before; None before the first.
 

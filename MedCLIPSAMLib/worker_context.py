@@ -58,6 +58,10 @@ class TaskContext:
         if self.cancelled():
             raise CancelledError("The run was cancelled.")
 
+    def tell(self, name: str) -> None:
+        """Tell the client that a part of a stage begins."""
+        self.send("stage", stage=name)
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Tell the client that a stage begins, and add its time to ``seconds``."""

@@ -53,7 +53,7 @@ def segment_slice(context: TaskContext, engine: KeptEngine) -> None:
     _set_image(context, segmenter)
     for number, prompt in enumerate(prompts):
         with context.stage("segmenting"):
-            result = segmenter.segment(prompt, context.seed(), cancelled=context.cancelled)
+            result = segmenter.segment(prompt, context.seed(), cancelled=context.cancelled, stage=context.tell)
         # What the gate skipped is not shown as a coarse finding either.
         coarse = np.zeros_like(result.coarse.mask) if result.skipped else result.coarse.mask
         maps = {"mask": result.mask, "coarse": coarse, "saliency": result.saliency, "entropy": result.entropy}
@@ -68,7 +68,7 @@ def refine_slice(context: TaskContext, engine: KeptEngine) -> None:
     segmenter = context.segmenter(engine)
     _set_image(context, segmenter)
     with context.stage("segmenting"):
-        result = segmenter.refine(saliency, **_refining(context))
+        result = segmenter.refine(saliency, **_refining(context), stage=context.tell)
     maps = {"mask": result.mask, "coarse": result.coarse.mask, "entropy": result.entropy}
     files = _write_maps(context, folder, 0, maps)
     context.send("result", number=0, files=files, **slice_report(result, segmenter))

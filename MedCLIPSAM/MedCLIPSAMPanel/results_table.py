@@ -10,7 +10,7 @@ from slicer.i18n import tr as _
 from MedCLIPSAMPanel import wording
 
 _SWATCH = 12  # pixels
-_PROMPT_WIDTH = 92  # at least; narrower panels scroll
+_PROMPT_WIDTH = 100  # at least; narrower panels scroll
 _ROWS = 8  # that are shown without scrolling
 _DECISIONS = {"accepted": ("✓", wording.GOOD), "rejected": ("✗", wording.BAD)}
 
@@ -41,6 +41,7 @@ class ResultsTable:
             table.horizontalHeaderItem(number).setToolTip(tooltip)
         header = table.horizontalHeader()
         header.setHighlightSections(False)
+        header.setMinimumSectionSize(18)
         for number in range(1, len(columns)):
             header.setSectionResizeMode(number, qt.QHeaderView.ResizeToContents)
         table.verticalHeader().setVisible(False)

@@ -29,10 +29,9 @@ def register(icons: str) -> None:
     """
     import SampleData
 
-    known = {source.sampleName for source in slicer.modules.sampleDataSources.get(CATEGORY, [])}
     for name, title in SAMPLES.items():
         needs = _NEEDS.get(name)
-        if title in known or (needs and importlib.util.find_spec(needs) is None):
+        if needs and importlib.util.find_spec(needs) is None:
             continue
         SampleData.SampleDataLogic.registerCustomSampleDataSource(
             category=CATEGORY,

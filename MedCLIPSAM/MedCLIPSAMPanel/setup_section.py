@@ -179,7 +179,7 @@ class SetupSection:
         try:
             outcome = Installer(self._report).install(self._chosenGroups())
             if outcome == "installed":
-                self.owner.session.worker.close()  # the next run starts a process that finds the new packages
+                self.owner.session.restart_worker()  # the next run starts a process that finds the new packages
         finally:
             self._installing = False
             self.ui.installProgressBar.visible = False
@@ -204,7 +204,7 @@ class SetupSection:
         setSetting(_OFFLINE, folder or None)
         self._useOfflineFolder(folder)
         if self.owner.session.state == "idle":
-            self.owner.session.worker.close()  # the next run starts a process that looks there
+            self.owner.session.restart_worker()  # the next run starts a process that looks there
         self.weights.refresh(stop=True)
         self.refresh()
         self.owner.setupChanged()

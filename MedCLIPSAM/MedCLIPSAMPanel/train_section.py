@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import Any
 
 import qt
@@ -31,6 +32,8 @@ class TrainSection:
         self._shown_log = ""
         for one in descriptions:
             ui.jobComboBox.addItem(one.title, one.name)
+        available = [number for number, one in enumerate(descriptions) if one.unavailable() is None]
+        ui.jobComboBox.setCurrentIndex(available[0] if available else 0)
         layout = qt.QVBoxLayout(ui.jobFieldsArea)
         layout.setContentsMargins(0, 0, 0, 0)
         table = ui.jobsTable
@@ -106,7 +109,8 @@ class TrainSection:
         if description is None:
             return
         reason = description.unavailable()
-        self.ui.jobHelpLabel.text = f"{description.help}\n{reason}" if reason else description.help
+        lines = [html.escape(description.help), *([wording.coloured(reason, wording.DOUBTFUL)] if reason else [])]
+        self.ui.jobHelpLabel.text = "<br>".join(lines)
         self.ui.startJobButton.setEnabled(reason is None)
         self.ui.startJobButton.toolTip = reason or _("Start in the background; it goes on when Slicer is closed.")
         self._form = JobFormView(description)

@@ -90,13 +90,14 @@ class StandInSegmenter:
         gate: bool | None = None,
         presence_score: float | None = None,
         cancelled: Callable[[], bool] | None = None,
+        stage: Callable[[str], None] | None = None,
     ) -> PromptResult:
         """See ``TextSegmenter``; the bright pixels, disturbed by nothing."""
         prompt = check_prompt(prompt)
         todo = orders(prompt)
         self._calls[prompt] += 1
         warnings = _grandchild(todo)
-        seconds = self._work(todo, cancelled)
+        seconds = self._work(todo, cancelled, stage)
         _misbehave(todo, self._calls[prompt])
         score = self.presence(prompt) if presence_score is None else presence_score
         presence = self.calibration.presence(score)
@@ -117,6 +118,7 @@ class StandInSegmenter:
         minimum_confidence: float | None = None,
         seed: int = 0,
         cancelled: Callable[[], bool] | None = None,
+        stage: Callable[[str], None] | None = None,
     ) -> PromptResult:
         """See ``TextSegmenter``; the mask follows the coarse mask."""
         if saliency.shape != self._grey().shape:
@@ -124,7 +126,7 @@ class StandInSegmenter:
         todo = orders(prompt)
         self._calls[prompt] += 1
         warnings = _grandchild(todo)
-        seconds = self._work(todo, cancelled)
+        seconds = self._work(todo, cancelled, stage)
         _misbehave(todo, self._calls[prompt])
         coarse = self.recipe.coarse_mask(saliency, threshold, minimum_confidence)
         result = self._finish(prompt, saliency, coarse, UNCALIBRATED, False, seed)
@@ -141,12 +143,19 @@ class StandInSegmenter:
         low, high = float(smooth.min()), float(smooth.max())
         return ((smooth - low) / max(high - low, 1e-6)).astype(np.float32)
 
-    def _work(self, todo: dict[str, float], cancelled: Callable[[], bool] | None) -> dict[str, float]:
+    def _work(
+        self,
+        todo: dict[str, float],
+        cancelled: Callable[[], bool] | None,
+        tell: Callable[[str], None] | None,
+    ) -> dict[str, float]:
         seconds = {}
         time.sleep(todo.get("hang", 0.0))
         for stage in ("presence", "saliency", "coarse mask", "mask"):
             if cancelled is not None and cancelled():
                 raise CancelledError("The run was cancelled.")
+            if tell is not None:
+                tell(stage)
             time.sleep(todo.get("sleep", 0.0))
             seconds[stage] = todo.get("sleep", 0.0)
         return seconds

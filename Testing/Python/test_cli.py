@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from MedCLIPSAMLib import cli, reporting, segment_job, weights
+from MedCLIPSAMLib import cli, cli_options, reporting, segment_job, weights
 from MedCLIPSAMLib.errors import InputError, MissingWeightsError, OutputError
 from MedCLIPSAMLib.file_io import read_image
 from MedCLIPSAMLib.file_output import write_map_nrrd, write_mask_png
@@ -196,13 +196,13 @@ def test_segmenting_needs_no_network(tmp_path: Path) -> None:
 
 
 def test_option_texts() -> None:
-    assert cli.parse_axis("2") == 2
-    assert cli.parse_axis("coronal") == "coronal"
-    assert cli.parse_slices("3:7") == (3, 7)
-    assert cli.parse_window("-1000,400") == (-1000.0, 400.0)
+    assert cli_options.parse_axis("2") == 2
+    assert cli_options.parse_axis("coronal") == "coronal"
+    assert cli_options.parse_slices("3:7") == (3, 7)
+    assert cli_options.parse_window("-1000,400") == (-1000.0, 400.0)
     for text in ("1,nan", "1", "1,2,3"):
         with pytest.raises(InputError, match="LOW,HIGH"):
-            cli.parse_window(text)
+            cli_options.parse_window(text)
 
 
 def test_request_takes_the_window_of_the_request_and_the_axis_of_acquisition(volume: Path, tmp_path: Path) -> None:

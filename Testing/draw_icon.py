@@ -41,4 +41,4 @@ def draw() -> Image.Image:
 
 
 if __name__ == "__main__":
-    draw().save(Path(__file__).with_name("MedCLIPSAM.png"), optimize=True)
+    draw().save(Path(__file__).resolve().parents[1] / "Resources" / "Icons" / "MedCLIPSAM.png", optimize=True)

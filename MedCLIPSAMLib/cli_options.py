@@ -1,0 +1,96 @@
+"""What the commands share: options, texts into values, errors into one line, a progress bar."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from MedCLIPSAMLib.errors import CancelledError, InputError, MedCLIPSAMError
+
+EngineOption = Annotated[str, typer.Option(help="Which CLIP, which SAM; see `medclipsam engines`.")]
+PresetOption = Annotated[str | None, typer.Option(help="Settings for a task; see `medclipsam engines`.")]
+SeedOption = Annotated[int, typer.Option(help="0 or more; the same seed gives the same result.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
+NoGateOption = Annotated[bool, typer.Option("--no-gate", help="Segment also where the target seems to be absent.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show log messages, and the traceback of errors.")]
+AxisOption = Annotated[str | None, typer.Option(help="Volumes: axial, coronal, sagittal, or array axis 0, 1, 2.")]
+SlicesOption = Annotated[str | None, typer.Option(metavar="FIRST:LAST", help="Volumes: only these; the first is 0.")]
+
+
+@contextmanager
+def reported(verbose: bool) -> Iterator[None]:
+    """Turn the library's errors into one line on stderr and an exit status."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr
+    )
+    try:
+        yield
+    except (KeyboardInterrupt, CancelledError) as error:
+        typer.echo("Interrupted; nothing was written.", err=True)
+        raise typer.Exit(130) from error
+    except MedCLIPSAMError as error:
+        if verbose:
+            logging.getLogger(__name__).exception("The run failed.")
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+@contextmanager
+def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback (done, in all) that draws a bar on stderr where that is a terminal."""
+    from tqdm import tqdm
+
+    bar = tqdm(unit=unit, file=sys.stderr, disable=None, leave=False)
+
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    with bar:
+        yield show
+
+
+def parse_axis(text: str | None) -> int | str | None:
+    """Return "axial", "coronal", "sagittal" or an array axis from the option's text; others are checked later."""
+    return int(text) if text is not None and text in ("0", "1", "2") else text
+
+
+def parse_slices(text: str | None) -> tuple[int, int] | None:
+    """Return (first, last) from "FIRST:LAST".
+
+    Raises:
+        InputError: Another text.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text)
+    if not match:
+        raise InputError(f"--slices {text!r}: pass FIRST:LAST, for example 40:80; counted from 0, both included.")
+    first, last = int(match[1]), int(match[2])
+    if first > last:
+        raise InputError(f"--slices {text}: the first lies after the last; did you mean {last}:{first}?")
+    return first, last
+
+
+def parse_window(text: str | None) -> tuple[float, float] | None:
+    """Return (lower, upper) from "LOW,HIGH".
+
+    Raises:
+        InputError: Another text, or numbers that are not finite.
+    """
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise InputError(f"--window {text!r}: pass LOW,HIGH, for example --window=-1000,400.")
+    return low, high
