@@ -111,7 +111,7 @@ class TextSegmenter:
                 example "set:breast-ultrasound-p4".
             seed: The run's seed; together with the image's content it fixes every random draw.
             gate: False segments even where the presence score says "not there"; None takes the recipe's choice.
-            presence_score: A score that replaces this image's own, for example smoothed over slices.
+            presence_score: For a slice of a volume, a score that replaces its own, smoothed over its neighbours.
             cancelled: Asked between the stages.
             stage: Told the name of each stage when it begins.
 
@@ -138,7 +138,8 @@ class TextSegmenter:
             )
         with clock.stage("presence"):
             score = self.presence(prompt) if presence_score is None else presence_score
-            presence = UNCALIBRATED if score is None else self.calibration.presence(score)
+            in_volume = presence_score is not None
+            presence = UNCALIBRATED if score is None else self.calibration.presence(score, in_volume)
         skipped = not presence.accepted and (self.recipe.gate if gate is None else gate)
         if not presence.accepted:
             warnings.append(_absence_warning(prompt, presence, skipped))

@@ -56,20 +56,24 @@ class PresenceCalibration:
     Attributes:
         weights: One per entry of ``FEATURES``.
         bias: Of the logistic regression.
-        threshold: Score in [0, 1] at which the wanted share of the right prompts was accepted in validation.
+        threshold: Score in [0, 1] from which on the target of a single image counts as present.
+        slice_threshold: The same for a slice of a volume, most of whose slices do not show the target; None for
+            ``threshold``.
     """
 
     weights: tuple[float, ...]
     bias: float
     threshold: float
+    slice_threshold: float | None = None
 
     def score(self, features: np.ndarray) -> float:
         """Return the probability in [0, 1] that the target is there."""
         return float(1 / (1 + np.exp(-(np.dot(self.weights, features) + self.bias))))
 
-    def presence(self, score: float) -> Presence:
-        """Return the decision for a score, which may have been smoothed over neighbouring slices."""
-        return Presence(score, self.threshold, score >= self.threshold)
+    def presence(self, score: float, in_volume: bool = False) -> Presence:
+        """Return the decision for a score, which for a slice of a volume may have been smoothed over its neighbours."""
+        threshold = self.slice_threshold if in_volume and self.slice_threshold is not None else self.threshold
+        return Presence(score, threshold, score >= threshold)
 
 
 UNCALIBRATED = Presence(None, None, True)

@@ -177,6 +177,10 @@ def write_segments(segmentation: Any, volume: Any, run: PreparedRun, prompt: str
                 {f"{PREFIX}Prompt": prompt, f"{PREFIX}Role": role},
                 known.entry,
             )
+            if coarse:  # an outline tells it from the mask, and two surfaces in one place tell nothing
+                display = segmentation.GetDisplayNode()
+                display.SetSegmentVisibility2DFill(segment_id, False)
+                display.SetSegmentVisibility3D(segment_id, False)
         if run.index is None:
             mrml_segments.set_segment(segmentation, volume, segment_id, np.asarray(mask))
         else:

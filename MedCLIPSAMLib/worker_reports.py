@@ -32,7 +32,7 @@ def volume_report(result: VolumeResult, segmenter: TextSegmenter) -> dict[str, A
     scores = [one.presence for one in result.slices if one.presence is not None]
     presence = Presence(None, None, True)
     if scores and segmenter.calibration is not None:
-        presence = segmenter.calibration.presence(max(scores))
+        presence = segmenter.calibration.presence(max(scores), in_volume=True)
     return {
         "prompt": result.prompt,
         "axis": result.axis,

@@ -49,9 +49,9 @@ class JobFormView:
 
 
 def _tidy(layout: Any, margins: bool = True) -> None:
-    layout.fieldGrowthPolicy = qt.QFormLayout.AllNonFixedFieldsGrow
-    layout.labelAlignment = qt.Qt.AlignRight | qt.Qt.AlignVCenter
-    layout.verticalSpacing = 5
+    layout.setFieldGrowthPolicy(qt.QFormLayout.AllNonFixedFieldsGrow)
+    layout.setLabelAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
+    layout.setVerticalSpacing(5)
     if margins:
         layout.setContentsMargins(0, 0, 0, 0)
 

@@ -170,9 +170,7 @@ class Panel(VTKObservationMixin):
     def volumeChanged(self) -> None:
         """Another input volume was chosen: show what belongs to it."""
         volume = self.parameters.inputVolume
-        segmentation = None if volume is None else self.session.segmentation(volume)
-        if segmentation is not None:
-            self.parameters.resultsSegmentation = segmentation
+        self.store(resultsSegmentation=None if volume is None else self.session.segmentation(volume))
         self.load()
 
     def setupChanged(self) -> None:

@@ -99,7 +99,7 @@ class ResultsSection:
         if row is not None:
             lines = []
             if wording.presenceColour(row.presence, row.presence_threshold) != wording.GOOD:
-                lines.append(wording.presence(row.prompt, row.presence, row.presence_threshold))
+                lines.append(wording.presence(row.prompt, row.presence, row.presence_threshold, row.size == 0))
             lines += [wording.coloured(warning, wording.DOUBTFUL) for warning in row.warnings]
             text = "<br>".join(lines)
         ui.resultDetailLabel.text = text

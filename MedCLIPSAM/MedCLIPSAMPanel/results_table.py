@@ -10,7 +10,7 @@ from slicer.i18n import tr as _
 from MedCLIPSAMPanel import wording
 
 _SWATCH = 12  # pixels
-_PROMPT_WIDTH = 100  # at least; narrower panels scroll
+_PROMPT_WIDTH = 84  # at least; narrower panels scroll
 _ROWS = 8  # that are shown without scrolling
 _DECISIONS = {"accepted": ("✓", wording.GOOD), "rejected": ("✗", wording.BAD)}
 

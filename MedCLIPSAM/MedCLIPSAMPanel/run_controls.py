@@ -47,6 +47,8 @@ class RunControls:
             button.text = _("Apply")
             button.setEnabled(reason is None)
             button.toolTip = reason or _("Segment what the prompts say (Ctrl+Enter).")
+            if reason:
+                self._show_hint(reason)
         else:
             button.text = _("Cancel") if state == "running" else _("Cancelling…")
             button.setEnabled(state == "running")
@@ -82,7 +84,7 @@ class RunControls:
 
     def addResult(self, row: Any) -> None:
         """Show what one prompt's result needs to be known: its presence score and its warnings."""
-        self._results.append(wording.presence(row.prompt, row.presence, row.presence_threshold))
+        self._results.append(wording.presence(row.prompt, row.presence, row.presence_threshold, row.size == 0))
         self._results += [wording.coloured(text, wording.DOUBTFUL) for text in row.warnings]
         self._show("<br>".join(self._results))
 
@@ -142,8 +144,11 @@ class RunControls:
     @guardedQuietly
     def onEstimate(self) -> None:
         text = ""
-        if self.owner.session.state == "idle" and self.actions.cannotApply() is None:
-            text = self.actions.estimateText()
+        if self.owner.session.state == "idle":
+            text = self.actions.cannotApply() or self.actions.estimateText()
+        self._show_hint(text)
+
+    def _show_hint(self, text: str) -> None:
         self.ui.estimateLabel.text = text
         self.ui.estimateLabel.setVisible(bool(text))
 

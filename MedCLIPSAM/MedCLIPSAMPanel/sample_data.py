@@ -36,7 +36,6 @@ def register(icons: str) -> None:
         SampleData.SampleDataLogic.registerCustomSampleDataSource(
             category=CATEGORY,
             sampleName=title,
-            sampleDescription=title,
             thumbnailFileName=os.path.join(icons, "MedCLIPSAM.png"),
             uris=f"simulated:{name}",
             fileNames=f"{name}.nrrd",

@@ -43,8 +43,10 @@ class SegmentSection:
 
     def cannotApply(self) -> str | None:
         """Return why a run cannot be started, or None."""
-        if not views.isInput(self.owner.parameters.inputVolume):
-            return _("Choose a volume first.")
+        volume = self.owner.parameters.inputVolume
+        if not views.isInput(volume):
+            is_map = volume is not None and volume.GetAttribute("MedCLIPSAM.Kind") is not None
+            return _("This is a map of MedCLIPSAM; choose an image.") if is_map else _("Choose a volume first.")
         if not self.prompts.lines():
             return _("Type what to segment first.")
         if not self.owner.setup.ready:
@@ -132,8 +134,9 @@ class SegmentSection:
             volumes = list(views.inputs())
             volume = volumes[0] if len(volumes) == 1 else None
         if volume is not None:
-            self.ui.inputVolumeSelector.setCurrentNode(volume)
             self.owner.store(inputVolume=volume)
+            if self.owner.parameters.resultsSegmentation is None:
+                self.owner.volumeChanged()
             self.owner.load()
 
     @guarded

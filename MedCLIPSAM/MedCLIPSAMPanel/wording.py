@@ -49,13 +49,20 @@ def presenceColour(value: float | None, threshold: float | None) -> str | None:
     return GOOD if value >= min(1.0, threshold + _MARGIN) else DOUBTFUL
 
 
-def presence(prompt: str, value: float | None, threshold: float | None) -> str:
-    """Return a line of rich text that says whether the prompt's target seems to be in the image."""
+def presence(prompt: str, value: float | None, threshold: float | None, empty: bool = False) -> str:
+    """Return a line of rich text that says whether the prompt's target seems to be in the image.
+
+    Args:
+        prompt: As typed.
+        value, threshold: The score, and from where on it counts as present; None without calibration.
+        empty: Whether the mask is empty.
+    """
     colour = presenceColour(value, threshold)
     if colour is None:
         text, colour = _("not known (this engine cannot tell whether the target is there)"), "gray"
     elif colour == BAD:
-        text = _("seems to be absent ({score}): do not trust a mask without looking").format(score=score(value))
+        found = _("nothing was segmented") if empty else _("do not trust the mask without looking")
+        text = _("seems to be absent ({score}): {found}").format(score=score(value), found=found)
     elif colour == DOUBTFUL:
         text = _("perhaps there ({score}): look closely").format(score=score(value))
     else:

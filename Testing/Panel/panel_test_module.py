@@ -36,7 +36,7 @@ def test_what_slicer_lists(module):
 
 
 def test_importing_the_module_loads_nothing_heavy(module):
-    """In a process of its own: only what the file imports itself."""
+    """The file itself imports nothing but what every Slicer has."""
     import ast
 
     tree = ast.parse(Path(module.path).read_text(encoding="utf-8"))
@@ -101,10 +101,10 @@ def test_sample_data_is_what_the_library_has(module, scene):
 
 def test_sample_data_is_registered_at_start(module):
     import slicer
-    from slicer_double import slicer_parts
+    from slicer_double import signals, slicer_parts
 
     slicer_parts.samples.clear()
-    slicer.app.startupCompleted()
+    signals.send(slicer.app, "startupCompleted()")
     names = [entry["sampleName"] for entry in slicer_parts.samples]
     assert "Simulated breast ultrasound" in names
     assert all(Path(entry["thumbnailFileName"]).is_file() for entry in slicer_parts.samples)
@@ -157,7 +157,7 @@ def test_errors_in_slots_are_shown(module, monkeypatch):
     panel = module.widgetRepresentation().self().panel
     shown = []
     monkeypatch.setattr(slicer.util, "errorDisplay", lambda text, **_: shown.append(text))
-    monkeypatch.setattr(slicer.app, "testingEnabled", lambda: False, raising=False)
+    monkeypatch.setitem(slicer.app._values, "testing", False)
     monkeypatch.setattr(panel.session, "undo", lambda: (_ for _ in ()).throw(InputError("the value 7 is wrong.")))
     panel.results.onUndo()
     assert shown == ["The value 7 is wrong."]
@@ -165,3 +165,22 @@ def test_errors_in_slots_are_shown(module, monkeypatch):
     panel.results.onUndo()
     assert "ZeroDivisionError" in shown[1]
     assert "ZeroDivisionError" in panel.ui.logEdit.plainText
+
+
+def test_folder_of_an_own_engine(module, quick, tmp_path):
+    import slicer_double
+
+    panel = module.widgetRepresentation().self().panel
+    assert panel.segment.engines.engine == "lite" and panel.ui.presetComboBox.count > 1
+    slicer_double.answer(str(tmp_path))
+    panel.segment.engines.onFineTuned()
+    assert panel.segment.engines.engine == f"finetuned:{tmp_path}" == panel.parameters.engine
+    assert panel.segment.engines.preset is None and panel.ui.presetComboBox.count == 1
+    slicer_double.answer("")
+    panel.segment.engines.onWeak()  # the dialog was closed
+    assert panel.parameters.engine == f"finetuned:{tmp_path}"
+    panel.segment.engines.remember()
+    panel.ui.engineComboBox.setCurrentText("lite")
+    panel.ui.presetComboBox.setCurrentIndex(panel.ui.presetComboBox.findData("lungs"))
+    assert (panel.parameters.engine, panel.parameters.preset) == ("lite", "lungs")
+    assert panel.ui.engineComboBox.findText(f"finetuned:{tmp_path}") > 0

@@ -57,7 +57,7 @@ def test_saved_and_loaded_with_other_ids(scene, parameters, tmp_path):
     from MedCLIPSAMPanel.parameters import PanelParameters
 
     volume = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "CT")
-    parameters.set(prompts="lungs & <b>\"air\"</b>; ü\nsecond", seed=5, inputVolume=volume)
+    parameters.set(prompts='lungs & <b>"air"</b>; ü\nsecond', seed=5, inputVolume=volume)
     path = str(tmp_path / "scene.mrml")
     scene.SetURL(path)
     assert scene.Commit(path)
@@ -70,7 +70,7 @@ def test_saved_and_loaded_with_other_ids(scene, parameters, tmp_path):
     from MedCLIPSAM import MedCLIPSAMLogic
 
     again = PanelParameters(MedCLIPSAMLogic().getParameterNode())
-    assert again.prompts == "lungs & <b>\"air\"</b>; ü\nsecond"
+    assert again.prompts == 'lungs & <b>"air"</b>; ü\nsecond'
     assert again.seed == 5
     assert again.inputVolume is not None and again.inputVolume.GetName() == "CT"
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScriptedModuleNode") == 1

@@ -235,7 +235,7 @@ def test_colour_volume_with_one_slice(panel, scene):
 
 
 def test_the_panel_is_never_blocked(panel, monkeypatch):
-    """No call of the poll timer takes long, also with a large slice."""
+    """Neither Apply nor any call of the poll timer takes long, also with a large slice."""
     import time
 
     volume = add_volume((3, 512, 512), "large")
@@ -246,10 +246,64 @@ def test_the_panel_is_never_blocked(panel, monkeypatch):
     poll = panel.onPoll
     monkeypatch.setattr(panel, "onPoll", None, raising=False)
     panel._timer.stop()
+    start = time.perf_counter()
     panel.ui.applyButton.click()
+    longest.append(time.perf_counter() - start)
     while panel.session.state != "idle":
         start = time.perf_counter()
         poll()
         longest.append(time.perf_counter() - start)
         time.sleep(0.005)
-    assert sorted(longest)[-1] < 0.25  # 50 ms are wanted; machines that run tests are busy
+    assert max(longest) < 0.25, longest  # 50 ms are wanted; machines that run tests are busy
+
+
+def test_another_volume_brings_its_own_results(panel):
+    run(panel, "ball")
+    first = panel.parameters.resultsSegmentation
+    other = add_volume(name="other")
+    panel.ui.inputVolumeSelector.setCurrentNode(other)
+    assert panel.parameters.resultsSegmentation is None and panel.ui.resultsTable.rowCount == 0
+    panel.ui.inputVolumeSelector.setCurrentNode(panel.volume)
+    assert panel.parameters.resultsSegmentation is first and panel.ui.resultsTable.rowCount == 1
+
+
+def test_a_turned_view_is_said(panel, scene):
+    import slicer
+    import vtk
+
+    node = scene.GetNodeByID("vtkMRMLSliceNodeRed")
+    turn = vtk.vtkTransform()
+    turn.RotateX(12)
+    node.GetSliceToRAS().Multiply4x4(turn.GetMatrix(), node.GetSliceToRAS(), node.GetSliceToRAS())
+    node.UpdateMatrices()
+    wait_until(lambda: "turned by 12°" in panel.ui.sliceInfoLabel.text)
+    run(panel, "ball")
+    assert "turned by 12°" in panel.ui.logEdit.plainText
+    assert len(slicer.util.getNodesByClass("vtkMRMLSegmentationNode")) == 1
+
+
+def test_a_view_beside_the_volume_is_refused(panel, scene):
+    panel.ui.promptEdit.setPlainText("ball")
+    scene.GetNodeByID("vtkMRMLSliceNodeRed").SetSliceOffset(500)
+    wait_until(lambda: "does not cut" in panel.ui.sliceInfoLabel.text)
+    panel.ui.applyButton.click()
+    assert panel.session.state == "idle" and "does not cut" in panel.ui.logEdit.plainText
+
+
+def test_settings_reach_the_request(panel):
+    ui = panel.ui
+    ui.promptEdit.setPlainText("ball")
+    ui.seedSpinBox.value = 9
+    ui.samplesSpinBox.value = 3
+    ui.gateCheckBox.checked = False
+    request = panel.segment.request()
+    assert (request.seed, request.samples, request.gate, request.window) == (9, 3, False, None)
+    ui.windowModeComboBox.setCurrentIndex(ui.windowModeComboBox.findData("display"))
+    panel.volume.GetDisplayNode().AutoWindowLevelOff()
+    panel.volume.GetDisplayNode().SetWindowLevelMinMax(30, 90)
+    assert panel.segment.request().window == pytest.approx((30, 90))
+    ui.windowModeComboBox.setCurrentIndex(ui.windowModeComboBox.findData("manual"))
+    assert not ui.windowRangeWidget.isHidden()
+    assert panel.segment.request().window == pytest.approx((30, 90))  # begins with what is displayed
+    ui.windowRangeWidget.setValues(40, 150)
+    assert panel.segment.request().window == pytest.approx((40, 150))

@@ -100,7 +100,7 @@ class StandInSegmenter:
         seconds = self._work(todo, cancelled, stage)
         _misbehave(todo, self._calls[prompt])
         score = self.presence(prompt) if presence_score is None else presence_score
-        presence = self.calibration.presence(score)
+        presence = self.calibration.presence(score, presence_score is not None)
         skipped = not presence.accepted and (self.recipe.gate if gate is None else gate)
         saliency = np.zeros(self._grey().shape, np.float32) if "nothing" in todo else self._saliency()
         result = self._finish(prompt, saliency, self.recipe.coarse_mask(saliency), presence, skipped, seed)
