@@ -343,3 +343,14 @@ class TestBadRequests:
             segment_volume(build(), image, **settings)
         assert message in str(caught.value)
         assert not list(tmp_path.iterdir())
+
+
+def test_slices_have_a_threshold_of_their_own(build) -> None:
+    """A score of one half opens the gate for an image, not for a slice of a volume."""
+    segmenter = build(PresenceCalibration((0.0, 0.0, 0.0), 0.0, threshold=0.4, slice_threshold=0.6))
+    image = volume(slices(1))
+    (record,) = segment(segmenter, image).slices
+    assert (record.status, record.presence) == ("skipped by the gate", 0.5)
+    segmenter.set_image(image.array[0], WINDOW)
+    result = segmenter.segment(PROMPT)
+    assert not result.skipped and result.presence.threshold == 0.4
