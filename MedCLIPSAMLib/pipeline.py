@@ -307,7 +307,7 @@ def _concatenate(samples: list[VisualPrompts]) -> VisualPrompts:
 
 
 def _absence_warning(prompt: str, presence: Presence, skipped: bool) -> str:
-    remedy = "switch the gate off (--no-gate) to segment it all the same" if skipped else "check the result with care"
+    remedy = "switch the presence gate off to segment it all the same" if skipped else "check the result with care"
     return (
         f'"{prompt}" does not seem to be in this image, or the engine has not learnt it '
         f"(presence {presence.score:.2f}, accepted from {presence.threshold:.2f}); {remedy}."

@@ -18,7 +18,7 @@ from typing import Any
 
 from MedCLIPSAMLib import mrml
 from MedCLIPSAMLib.errors import InputError, MedCLIPSAMError
-from MedCLIPSAMLib.session_input import PreparedRun, automatic_window, need_volume, prepare, write_array
+from MedCLIPSAMLib.session_input import PreparedRun, automatic_window, need_volume, prepare, slice_count, write_array
 from MedCLIPSAMLib.session_live import CoarsePass, refine_task, write_refined
 from MedCLIPSAMLib.session_publish import Undo, find_segmentation, open_segmentation, publish
 from MedCLIPSAMLib.session_rows import find_row, read_rows, set_decision
@@ -111,8 +111,7 @@ class Session:
         pace = self._pace.get(_pace_key(request))
         if pace is None:
             return None
-        prepared = prepare(self.scene, request, self._window(request))
-        return pace * prepared.slice_count * len(prepared.request.prompts)
+        return pace * slice_count(self.scene, request) * len(request.prompts)
 
     def run(self, request: RunRequest) -> None:
         """Start a run; its results arrive with :meth:`poll`.

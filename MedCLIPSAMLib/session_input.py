@@ -80,6 +80,18 @@ def need_volume(scene: Any, volume_id: str) -> Any:
     return volume
 
 
+def slice_count(scene: Any, request: RunRequest) -> int:
+    """Return how many slices a request asks for, without reading a voxel.
+
+    Raises:
+        InputError: No such volume, slice or range.
+    """
+    volume = need_volume(scene, request.volume_id)
+    geometry = SliceGeometry.of(mrml.volume_shape(volume), mrml.ijk_to_ras(volume), request.axis)
+    _, slice_range = _slices(request, geometry)
+    return 1 if slice_range is None else slice_range[1] - slice_range[0] + 1
+
+
 def prepare(scene: Any, request: RunRequest, window: tuple[float, float] | None = None) -> PreparedRun:
     """Check a request.
 

@@ -237,7 +237,7 @@ def _finish(result: VolumeResult, window: tuple[float, float]) -> None:
     if skipped:
         result.warnings.append(
             f"{skipped} of {len(seen)} slices were skipped because the target does not seem to be in them; "
-            "switch the gate off (--no-gate), or choose a slice range (--slices), to segment them."
+            "switch the presence gate off, or choose a slice range, to segment them."
         )
     elif seen and all(record.presence is None for record in seen):
         result.warnings.append("This engine has no presence calibration: every slice was segmented.")

@@ -100,7 +100,7 @@ class ResultsSection:
             lines = []
             if wording.presenceColour(row.presence, row.presence_threshold) != wording.GOOD:
                 lines.append(wording.presence(row.prompt, row.presence, row.presence_threshold, row.size == 0))
-            lines += [wording.coloured(warning, wording.DOUBTFUL) for warning in row.warnings]
+            lines += wording.warnings(row)
             text = "<br>".join(lines)
         ui.resultDetailLabel.text = text
         ui.resultDetailLabel.setVisible(bool(text))

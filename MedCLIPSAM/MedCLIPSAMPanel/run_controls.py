@@ -85,7 +85,7 @@ class RunControls:
     def addResult(self, row: Any) -> None:
         """Show what one prompt's result needs to be known: its presence score and its warnings."""
         self._results.append(wording.presence(row.prompt, row.presence, row.presence_threshold, row.size == 0))
-        self._results += [wording.coloured(text, wording.DOUBTFUL) for text in row.warnings]
+        self._results += wording.warnings(row)
         self._show("<br>".join(self._results))
 
     def end(self, text: str, failed: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from typing import Any
 
 from slicer.i18n import tr as _
 
@@ -68,6 +69,12 @@ def presence(prompt: str, value: float | None, threshold: float | None, empty: b
     else:
         text = _("seems to be there ({score})").format(score=score(value))
     return coloured(f"“{prompt}” {text}.", colour)
+
+
+def warnings(row: Any) -> list[str]:
+    """Return a result's warnings as lines of rich text, without the one that :func:`presence` puts in its own words."""
+    absent = f'"{row.prompt}" does not seem to be in this image'
+    return [coloured(text, DOUBTFUL) for text in row.warnings if not text.startswith(absent)]
 
 
 def coloured(text: str, colour: str) -> str:

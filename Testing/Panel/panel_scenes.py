@@ -65,3 +65,32 @@ def show_in_views(volume: Any) -> None:
     volume.GetRASBounds(bounds)
     for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
         node.JumpSlice(*(sum(bounds[number : number + 2]) / 2 for number in (0, 2, 4)))
+
+
+def open_panel(monkeypatch: Any, tmp_path: Path, module: Any) -> Any:
+    """Open the panel on a volume that the slice views show, with the quick engine and as if everything was installed.
+
+    The volume is ``panel.volume``.
+    """
+    import qt
+
+    use_stand_in(monkeypatch)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    qt.QSettings().clear()
+    volume = add_volume()
+    show_in_views(volume)
+    representation = module.widgetRepresentation()
+    panel = representation.self().panel
+    monkeypatch.setattr(type(panel.setup), "ready", property(lambda self: True))
+    representation.enter()
+    panel.volume = volume
+    return panel
+
+
+def run(panel: Any, prompts: str, scope: str = "slice") -> None:
+    """Type prompts and press Apply; wait for the end."""
+    panel.ui.promptEdit.setPlainText(prompts)
+    panel.ui.scopeComboBox.setCurrentIndex(panel.ui.scopeComboBox.findData(scope))
+    panel.ui.applyButton.click()
+    assert panel.ui.applyButton.text == "Cancel"
+    wait_until(lambda: panel.session.state == "idle")

@@ -5,35 +5,16 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import panel_scenes
 import pytest
-from panel_scenes import add_volume, show_in_views, wait_until
+from panel_scenes import add_volume, open_panel, run, wait_until
 
 
 @pytest.fixture
 def panel(monkeypatch, tmp_path, module):
     """The panel with the results of one run on a whole volume."""
-    import qt
-
-    panel_scenes.use_stand_in(monkeypatch)
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    qt.QSettings().clear()
-    volume = add_volume()
-    show_in_views(volume)
-    representation = module.widgetRepresentation()
-    panel = representation.self().panel
-    monkeypatch.setattr(type(panel.setup), "ready", property(lambda self: True))
-    representation.enter()
-    panel.volume = volume
+    panel = open_panel(monkeypatch, tmp_path, module)
     run(panel, "ball\nother ball", "volume")
     return panel
-
-
-def run(panel, prompts, scope):
-    panel.ui.promptEdit.setPlainText(prompts)
-    panel.ui.scopeComboBox.setCurrentIndex(panel.ui.scopeComboBox.findData(scope))
-    panel.ui.applyButton.click()
-    wait_until(lambda: panel.session.state == "idle")
 
 
 def composites():

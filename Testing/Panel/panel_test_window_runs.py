@@ -3,36 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import panel_scenes
 import pytest
-from panel_scenes import add_volume, show_in_views, wait_until
+from panel_scenes import add_volume, open_panel, run, show_in_views, wait_until
 
 
 @pytest.fixture
 def panel(monkeypatch, tmp_path, module):
     """The panel, entered, with a volume in the views and everything installed."""
-    import qt
-
-    panel_scenes.use_stand_in(monkeypatch)
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    qt.QSettings().clear()
-    volume = add_volume()
-    show_in_views(volume)
-    representation = module.widgetRepresentation()
-    widget = representation.self()
-    monkeypatch.setattr(type(widget.panel.setup), "ready", property(lambda self: True))
-    representation.enter()
-    widget.panel.volume = volume
-    return widget.panel
-
-
-def run(panel, prompts, scope="slice"):
-    """Type prompts and press Apply; wait for the end."""
-    panel.ui.promptEdit.setPlainText(prompts)
-    panel.ui.scopeComboBox.setCurrentIndex(panel.ui.scopeComboBox.findData(scope))
-    panel.ui.applyButton.click()
-    assert panel.ui.applyButton.text == "Cancel"
-    wait_until(lambda: panel.session.state == "idle")
+    return open_panel(monkeypatch, tmp_path, module)
 
 
 def nodes(kind):
@@ -43,16 +21,6 @@ def nodes(kind):
 
 def own_maps():
     return [node for node in nodes("vtkMRMLScalarVolumeNode") if node.GetAttribute("MedCLIPSAM.Kind")]
-
-
-def test_the_shown_volume_and_slice_are_taken(panel):
-    assert panel.parameters.inputVolume is panel.volume
-    request = panel.segment.scope.requestFields(panel.volume)
-    assert request["scope"] == "slice" and request["axis"] == 0
-    assert panel.ui.sliceInfoLabel.text == f"Axial slice {request['index']} of 0 to 5"
-    panel.ui.viewComboBox.setCurrentIndex(panel.ui.viewComboBox.findData("Yellow"))
-    assert panel.segment.scope.requestFields(panel.volume)["axis"] == 2
-    assert "Sagittal" in panel.ui.sliceInfoLabel.text
 
 
 def test_apply_says_what_is_missing(panel):
@@ -152,38 +120,6 @@ def test_volume_progress_and_estimate(panel):
     assert panel.results.row.unit == "mL"
 
 
-def test_a_range_of_slices_on_another_axis(panel):
-    from MedCLIPSAMLib import mrml_segments
-
-    volume = add_volume((20, 48, 40))
-    panel.ui.inputVolumeSelector.setCurrentNode(volume)
-    panel.ui.scopeComboBox.setCurrentIndex(panel.ui.scopeComboBox.findData("range"))
-    panel.ui.sliceAxisComboBox.setCurrentIndex(panel.ui.sliceAxisComboBox.findData("coronal"))
-    assert panel.ui.sliceRangeWidget.maximum == 47
-    panel.ui.sliceRangeWidget.setValues(20, 26)
-    assert panel.ui.sliceInfoLabel.text == "7 coronal slices"
-    run(panel, "ball", "range")
-    row = panel.results.row
-    mask = mrml_segments.segment_array(panel.results.segmentation, volume, row.mask_segment_id)
-    found = np.flatnonzero(mask.any(axis=(0, 2)))
-    assert found.min() >= 20 and found.max() <= 26
-
-
-def test_output_into_an_existing_segmentation(panel, scene):
-    import vtk
-
-    chosen = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "mine")
-    chosen.CreateDefaultDisplayNodes()
-    chosen.SetReferenceImageGeometryParameterFromVolumeNode(panel.volume)
-    chosen.GetSegmentation().AddEmptySegment("kept", "kept")
-    panel.ui.outputSegmentationSelector.setCurrentNode(chosen)
-    run(panel, "ball")
-    assert panel.parameters.resultsSegmentation is chosen
-    ids = vtk.vtkStringArray()
-    chosen.GetSegmentation().GetSegmentIDs(ids)
-    assert ids.GetValue(0) == "kept" and ids.GetNumberOfValues() == 3
-
-
 def test_scene_closed_while_running(panel, scene):
     import slicer
 
@@ -226,14 +162,6 @@ def test_leaving_ends_the_child(panel, module):
         os.kill(pid, 0)
 
 
-def test_colour_volume_with_one_slice(panel, scene):
-    volume = add_volume((1, 40, 48), "ultrasound", colour=True)
-    show_in_views(volume)
-    panel.ui.inputVolumeSelector.setCurrentNode(volume)
-    run(panel, "ball")
-    assert panel.results.row.size > 0 and panel.results.row.unit == "mm²"
-
-
 def test_the_panel_is_never_blocked(panel, monkeypatch):
     """Neither Apply nor any call of the poll timer takes long, also with a large slice."""
     import time
@@ -255,55 +183,3 @@ def test_the_panel_is_never_blocked(panel, monkeypatch):
         longest.append(time.perf_counter() - start)
         time.sleep(0.005)
     assert max(longest) < 0.25, longest  # 50 ms are wanted; machines that run tests are busy
-
-
-def test_another_volume_brings_its_own_results(panel):
-    run(panel, "ball")
-    first = panel.parameters.resultsSegmentation
-    other = add_volume(name="other")
-    panel.ui.inputVolumeSelector.setCurrentNode(other)
-    assert panel.parameters.resultsSegmentation is None and panel.ui.resultsTable.rowCount == 0
-    panel.ui.inputVolumeSelector.setCurrentNode(panel.volume)
-    assert panel.parameters.resultsSegmentation is first and panel.ui.resultsTable.rowCount == 1
-
-
-def test_a_turned_view_is_said(panel, scene):
-    import slicer
-    import vtk
-
-    node = scene.GetNodeByID("vtkMRMLSliceNodeRed")
-    turn = vtk.vtkTransform()
-    turn.RotateX(12)
-    node.GetSliceToRAS().Multiply4x4(turn.GetMatrix(), node.GetSliceToRAS(), node.GetSliceToRAS())
-    node.UpdateMatrices()
-    wait_until(lambda: "turned by 12°" in panel.ui.sliceInfoLabel.text)
-    run(panel, "ball")
-    assert "turned by 12°" in panel.ui.logEdit.plainText
-    assert len(slicer.util.getNodesByClass("vtkMRMLSegmentationNode")) == 1
-
-
-def test_a_view_beside_the_volume_is_refused(panel, scene):
-    panel.ui.promptEdit.setPlainText("ball")
-    scene.GetNodeByID("vtkMRMLSliceNodeRed").SetSliceOffset(500)
-    wait_until(lambda: "does not cut" in panel.ui.sliceInfoLabel.text)
-    panel.ui.applyButton.click()
-    assert panel.session.state == "idle" and "does not cut" in panel.ui.logEdit.plainText
-
-
-def test_settings_reach_the_request(panel):
-    ui = panel.ui
-    ui.promptEdit.setPlainText("ball")
-    ui.seedSpinBox.value = 9
-    ui.samplesSpinBox.value = 3
-    ui.gateCheckBox.checked = False
-    request = panel.segment.request()
-    assert (request.seed, request.samples, request.gate, request.window) == (9, 3, False, None)
-    ui.windowModeComboBox.setCurrentIndex(ui.windowModeComboBox.findData("display"))
-    panel.volume.GetDisplayNode().AutoWindowLevelOff()
-    panel.volume.GetDisplayNode().SetWindowLevelMinMax(30, 90)
-    assert panel.segment.request().window == pytest.approx((30, 90))
-    ui.windowModeComboBox.setCurrentIndex(ui.windowModeComboBox.findData("manual"))
-    assert not ui.windowRangeWidget.isHidden()
-    assert panel.segment.request().window == pytest.approx((30, 90))  # begins with what is displayed
-    ui.windowRangeWidget.setValues(40, 150)
-    assert panel.segment.request().window == pytest.approx((40, 150))
