@@ -67,13 +67,15 @@ class ResultsTable:
         """Give the prompts the width that is left, and the table the height of its rows."""
         table = self.table
         others = sum(table.columnWidth(column) for column in range(1, table.columnCount))
-        width = max(_PROMPT_WIDTH, table.viewport().width - others)
-        if table.columnWidth(0) != width:
-            table.setColumnWidth(0, width)
+        narrow = table.viewport().width - others < _PROMPT_WIDTH
+        header = table.horizontalHeader()
+        header.setSectionResizeMode(0, qt.QHeaderView.Interactive if narrow else qt.QHeaderView.Stretch)
+        if narrow:
+            table.setColumnWidth(0, _PROMPT_WIDTH)
         rows = min(max(table.rowCount, 1), _ROWS)
         row_height = table.rowHeight(0) if table.rowCount else table.verticalHeader().defaultSectionSize
-        height = table.horizontalHeader().height + rows * row_height + 2 * table.frameWidth
-        if width == _PROMPT_WIDTH:
+        height = header.height + rows * row_height + 2 * table.frameWidth
+        if narrow:
             height += table.horizontalScrollBar().sizeHint.height()
         if table.minimumHeight != height or table.maximumHeight != height:
             table.setFixedHeight(height)

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-if sys.version_info < (3, 12):
-    # PySide's wheels are built for a None that cannot die, and take references of it away; give it plenty.
-    ctypes.c_ssize_t.from_address(id(None)).value += 1 << 40
 
 ENGINE_FOLDER = Path(__file__).resolve().parents[1] / "Python"  # of stand_in_engine.py
 

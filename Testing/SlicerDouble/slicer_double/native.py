@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Callable
 from functools import cache
 
 os.environ.pop("PYSIDE6_OPTION_PYTHON_ENUM", None)  # PySide6 leaves it to children, where it goes before ours
+if sys.version_info < (3, 12):
+    # PySide6's wheels are built for a None that cannot die, and take references of it away; give it plenty.
+    ctypes.c_ssize_t.from_address(id(None)).value += 1 << 40
 sys.pyside6_option_python_enum = 0x0E  # enums are integers, as in PythonQt
 
 from PySide6.QtCore import QObject  # noqa: E402

@@ -13,7 +13,10 @@ import os
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+SETTLING = 0.8  # seconds in which timers of the panel may act
 
 
 def take(module: Path, target: Path, width: int, prepare: Path | None, main_window: bool) -> None:
@@ -28,8 +31,11 @@ def take(module: Path, target: Path, width: int, prepare: Path | None, main_wind
     panel.enter()
     if prepare is not None:
         runpy.run_path(str(prepare))["prepare"](panel.self())
-    slicer.app.processEvents()
-    slicer_double.save_picture(panel, target, width)
+    for _ in range(2):  # a panel may fit its parts to its width, which it has only once it is shown
+        slicer_double.save_picture(panel, target, width)
+        end = time.monotonic() + SETTLING
+        while time.monotonic() < end:
+            slicer.app.processEvents()
     slicer_double.unload_module(loaded.name)
     slicer_double.check()
 
