@@ -7,42 +7,23 @@ failed or cancelled run leaves it untouched. Nodes are held by id and looked up 
 
 from __future__ import annotations
 
-import logging
 import shutil
 import tempfile
 import time
-from collections import deque
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from MedCLIPSAMLib import mrml
-from MedCLIPSAMLib.errors import InputError, MedCLIPSAMError
+from MedCLIPSAMLib.errors import InputError
+from MedCLIPSAMLib.session_active import ActiveRun
 from MedCLIPSAMLib.session_input import PreparedRun, automatic_window, need_volume, prepare, slice_count, write_array
-from MedCLIPSAMLib.session_live import CoarsePass, refine_task, write_refined
-from MedCLIPSAMLib.session_publish import Undo, find_segmentation, open_segmentation, publish
+from MedCLIPSAMLib.session_live import CoarsePass, refine_task
+from MedCLIPSAMLib.session_publish import Undo, find_segmentation
 from MedCLIPSAMLib.session_rows import find_row, read_rows, set_decision
 from MedCLIPSAMLib.session_types import Decision, ResultRow, RunRequest, SessionEvent, State, Status
 from MedCLIPSAMLib.worker_client import WorkerClient
 
-logger = logging.getLogger(__name__)
-
 POLL_SECONDS = 0.02  # of wait()
-
-
-@dataclass
-class _Run:
-    """A task that the child works on."""
-
-    kind: str  # "segment" or "refine"
-    task_id: int
-    prepared: PreparedRun
-    folder: Path
-    volume: Any  # the node itself: its id may be given to another one after the scene was closed
-    started: float
-    segmentation_id: str | None
-    results: list[dict[str, Any]] = field(default_factory=list)
-    undo: Undo = field(default_factory=Undo)
 
 
 class Session:
@@ -67,10 +48,7 @@ class Session:
         self.worker = worker or WorkerClient()
         self._own_folder = folder is None
         self._folder = Path(folder) if folder else Path(tempfile.mkdtemp(prefix="medclipsam-"))
-        self.status = Status()
-        self._run: _Run | None = None
-        self._cancelling = False
-        self._to_publish: deque[dict[str, Any]] = deque()
+        self._run: ActiveRun | None = None
         self._warming: int | None = None
         self._undo: Undo | None = None
         self._coarse_pass: CoarsePass | None = None
@@ -85,7 +63,12 @@ class Session:
         """Whether a run is going on; "cancelling" until the child has stopped."""
         if self._run is None:
             return "idle"
-        return "cancelling" if self._cancelling else "running"
+        return "cancelling" if self._run.cancelling else "running"
+
+    @property
+    def status(self) -> Status:
+        """How far the run is; empty without one."""
+        return Status() if self._run is None else self._run.status
 
     def warm_up(self, engine: str = "lite", preset: str | None = None, device: str = "auto") -> None:
         """Load the models in the child ahead of the first run; a "device" event tells how it went."""
@@ -164,9 +147,9 @@ class Session:
 
     def cancel(self, keep_finished: bool = False) -> None:
         """Ask the child to stop; the end comes with :meth:`poll`. With ``keep_finished`` finished slices are kept."""
-        if self._run is not None and not self._cancelling:
-            self._cancelling = True
-            self.status = Status("cancelling")
+        if self._run is not None and not self._run.cancelling:
+            self._run.cancelling = True
+            self._run.status = Status("cancelling")
             self.worker.cancel(self._run.task_id, keep=keep_finished)
 
     def poll(self) -> list[SessionEvent]:
@@ -174,8 +157,8 @@ class Session:
         events: list[SessionEvent] = []
         for event in self.worker.poll():
             events += self._take(event)
-        if self._to_publish:
-            events += self._publish(self._to_publish.popleft())
+        if self._run is not None:
+            events += self._after(self._run, self._run.publish_next(self.scene))
         return events
 
     def wait(self, timeout: float = 3600.0) -> list[SessionEvent]:
@@ -273,7 +256,6 @@ class Session:
     def close(self) -> None:
         """End the child and remove the temporary files; the scene stays as it is."""
         self._run = None
-        self._to_publish.clear()
         self.worker.close()
         if self._own_folder:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -301,9 +283,7 @@ class Session:
     ) -> None:
         self.finish_coarse()
         task_id = self.worker.submit(task)
-        self._run = _Run(kind, task_id, prepared, folder, volume, time.monotonic(), segmentation_id)
-        self._cancelling = False
-        self.status = Status("starting")
+        self._run = ActiveRun(kind, task_id, prepared, folder, volume, time.monotonic(), segmentation_id)
 
     def _window(self, request: RunRequest) -> tuple[float, float] | None:
         """Return the automatic window of the request's volume, computed once for each state of its voxels."""
@@ -319,34 +299,16 @@ class Session:
         return known[1]
 
     def _take(self, event: dict[str, Any]) -> list[SessionEvent]:
-        kind, task_id = event.get("event"), event.get("id")
+        task_id = event.get("id")
         if task_id is not None and task_id == self._warming:
             return self._take_warming(event)
-        if self._run is None or task_id != self._run.task_id:
+        run = self._run
+        if run is None or task_id != run.task_id:
             return []
-        if kind == "stage":
-            self.status.stage = event["stage"] if not self._cancelling else "cancelling"
-            return [SessionEvent("progress", self.status.text())]
-        if kind == "progress":
-            word = "slice" if self._run.prepared.index is None else "prompt"
-            left = event.get("seconds_left")
-            self.status = Status("cancelling" if self._cancelling else word, event["done"], event["total"], left)
-            return [SessionEvent("progress", self.status.text())]
-        if kind == "result":
-            self._run.results.append(event)
-            return []
-        if kind == "done":
-            self._measure_pace(event)
-            self._to_publish.extend([*self._run.results, {"event": "end"}])
-            self.status = Status("showing results")
-            return []
-        if kind == "cancelled":
-            self._end_run()
-            return [SessionEvent("cancelled", "Cancelled; the scene is as it was.")]
-        if kind == "error":
-            self._end_run()
-            return [SessionEvent("failed", event["message"], {"kind": event.get("kind", "")})]
-        return []
+        events = run.take(event)
+        if run.pace is not None:
+            self._pace[_pace_key(run.prepared.request)] = run.pace
+        return self._after(run, events)
 
     def _take_warming(self, event: dict[str, Any]) -> list[SessionEvent]:
         if event["event"] not in ("done", "error", "cancelled"):
@@ -356,55 +318,19 @@ class Session:
             return [SessionEvent("device", str(event.get("device_name") or event.get("device", "")), event)]
         return [SessionEvent("log", event.get("message", "The models were not loaded."))]
 
-    def _measure_pace(self, event: dict[str, Any]) -> None:
-        run = self._run
-        if run is not None and run.kind == "segment" and run.results:
-            request = run.prepared.request
-            seconds = sum(sum(result.get("seconds", {}).values()) for result in run.results)
-            count = sum(max(1, _segmented_slices(result)) for result in run.results)
-            self._pace[_pace_key(request)] = seconds / count
-
-    def _publish(self, result: dict[str, Any]) -> list[SessionEvent]:
-        run = self._run
-        if run is None:
-            return []
-        if result["event"] == "end":
-            changed = bool(run.undo.created or run.undo.segmentation_id or run.undo.overlays)
-            if changed:
+    def _after(self, run: ActiveRun, events: list[SessionEvent]) -> list[SessionEvent]:
+        """Let go of a run that has ended."""
+        if run.over:
+            if run.finished and run.undo.changed:
                 self._undo = run.undo
-            seconds = time.monotonic() - run.started
             self._end_run()
-            return [SessionEvent("finished", f"Done in {seconds:.1f} s.", {"segmentation_id": run.segmentation_id})]
-        try:
-            if not self.scene.IsNodePresent(run.volume):
-                raise InputError("The volume was removed while the run was going on; nothing was changed.")
-            segmentation = open_segmentation(self.scene, run.volume, run.prepared, run.segmentation_id, run.undo)
-            run.segmentation_id = segmentation.GetID()
-            if run.kind == "segment":
-                publish(self.scene, run.volume, segmentation, run.prepared, result, run.undo)
-            else:
-                write_refined(self.scene, run.volume, segmentation, run.prepared, result, run.undo)
-        except (MedCLIPSAMError, OSError, MemoryError) as error:
-            logger.exception("A result could not be shown.")
-            run.undo.apply(self.scene)
-            self._end_run()
-            return [SessionEvent("failed", str(error) or type(error).__name__)]
-        data = {"segmentation_id": run.segmentation_id, "prompt": result["prompt"], "warnings": result.get("warnings")}
-        return [SessionEvent("result", f'"{result["prompt"]}" is done.', data)]
+        return events
 
     def _end_run(self) -> None:
         if self._run is not None:
             shutil.rmtree(self._run.folder, ignore_errors=True)
         self._run = None
-        self._cancelling = False
-        self._to_publish.clear()
-        self.status = Status()
 
 
 def _pace_key(request: RunRequest) -> tuple[str, str | None, str]:
     return request.engine, request.preset, request.device
-
-
-def _segmented_slices(result: dict[str, Any]) -> int:
-    records = result.get("slices")
-    return 1 if records is None else sum(record["status"] != "outside the range" for record in records)

@@ -58,6 +58,11 @@ class Undo:
     segmentation: Any = None
     overlays: list[tuple[str, OverlayState]] = field(default_factory=list)
 
+    @property
+    def changed(self) -> bool:
+        """Whether the run has changed anything."""
+        return bool(self.created or self.segmentation_id or self.overlays)
+
     def apply(self, scene: Any) -> None:
         """Put everything back."""
         for node_id in reversed(self.created):
