@@ -11,6 +11,7 @@ without, as with ``--no-main-window``. MEDCLIPSAM_MODULE names another MedCLIPSA
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "Testing" / "SlicerDouble"))
 MODULE = Path(os.environ.get("MEDCLIPSAM_MODULE", ROOT / "MedCLIPSAM" / "MedCLIPSAM.py"))
+_EXIT_CODE = pytest.StashKey[int]()
 WINDOW_PREFIXES = ("panel_test_window", "double_test_window")
 
 
@@ -31,6 +33,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
     files = {Path(arg.partition("::")[0]).name for arg in config.args}
     slicer_double.install(main_window=any(name.startswith(WINDOW_PREFIXES) for name in files))
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Keep the exit code for the end."""
+    session.config.stash[_EXIT_CODE] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End at once: on the way out Python would take VTK and PySide6 apart in any order, and sometimes crash."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if _EXIT_CODE in config.stash:
+        atexit._run_exitfuncs()  # temporary folders, child processes
+        os._exit(config.stash[_EXIT_CODE])
 
 
 @pytest.fixture(autouse=True)

@@ -38,7 +38,7 @@ with JobLink() as link:
 
 
 @pytest.fixture
-def descriptions(monkeypatch, tmp_path):
+def descriptions(module, monkeypatch, tmp_path):
     """A counter, and a job whose command is not there yet."""
     from MedCLIPSAMLib import job_descriptions
     from MedCLIPSAMLib.job_form import Field, JobDescription
