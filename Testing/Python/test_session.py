@@ -354,16 +354,25 @@ def test_kill_at_ten_stages_leaves_the_scene_alone(slicer_scene: Any, worker: Wo
     assert not list(tmp_path.iterdir()), "files of ended runs"
 
 
-@pytest.mark.slow
-def test_two_hundred_random_runs(slicer_scene: Any, worker: WorkerClient, tmp_path: Path) -> None:
-    """Random volumes, prompts, cancels, removed nodes and closed scenes: no exception escapes, nothing is left over."""
-    rng = np.random.default_rng(7)
-    session = Session(slicer_scene.scene, worker=worker, folder=tmp_path)
+def random_runs(
+    slicer_scene: Any,
+    session: Session,
+    tmp_path: Path,
+    count: int,
+    prompts: tuple[str, ...],
+    seed: int,
+    smallest: tuple[int, int, int],
+    largest: tuple[int, int, int],
+) -> dict[str, int]:
+    """Random volumes, prompts, cancels, removed nodes and closed scenes; returns how the runs ended.
+
+    No exception may escape, and no node and no file may be left over after any of them.
+    """
+    rng = np.random.default_rng(seed)
     scene = slicer_scene.scene
-    prompts = ("bright", "bright; sleep 0.002", "absent", "error", "nothing", "kill", "Ünïcode 🙂", "print", "x" * 300)
     ends = {"finished": 0, "failed": 0, "cancelled": 0, "closed": 0, "refused": 0}
-    for number in range(200):
-        shape = tuple(int(size) for size in rng.integers((1, 14, 14), (9, 40, 40)))
+    for number in range(count):
+        shape = tuple(int(size) for size in rng.integers(smallest, largest))
         array, _ = bright_box(shape, number)
         kinds: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
             lambda a: a,
@@ -423,7 +432,30 @@ def test_two_hundred_random_runs(slicer_scene: Any, worker: WorkerClient, tmp_pa
                 remove(scene, scene.GetNthNodeByClass(0, kind))
         assert session.state == "idle" and not list(tmp_path.iterdir()), number
         assert contents(scene) == [], number
+    return ends
+
+
+@pytest.mark.slow
+def test_two_hundred_random_runs(slicer_scene: Any, worker: WorkerClient, tmp_path: Path) -> None:
+    """With the quick engine, which also fails and dies when it is told to."""
+    session = Session(slicer_scene.scene, worker=worker, folder=tmp_path)
+    prompts = ("bright", "bright; sleep 0.002", "absent", "error", "nothing", "kill", "Ünïcode 🙂", "print", "x" * 300)
+    ends = random_runs(slicer_scene, session, tmp_path, 200, prompts, 7, (1, 14, 14), (9, 40, 40))
     assert all(count > 3 for count in ends.values()), ends
     assert sum(ends.values()) >= 200, ends
     session.close()
     assert not worker.alive
+
+
+@pytest.mark.slow
+def test_random_runs_with_the_lite_engine(slicer_scene: Any, lite: Any, tmp_path: Path) -> None:
+    """The real engine in the real child; ``lite`` skips where its weights are not installed."""
+    session = Session(slicer_scene.scene, folder=tmp_path)
+    try:
+        ends = random_runs(
+            slicer_scene, session, tmp_path, 8, ("brain tumor", "lungs", "a cat"), 3, (1, 20, 20), (3, 90, 90)
+        )
+        assert ends["finished"] >= 3, ends
+    finally:
+        session.close()
+    assert not session.worker.alive
