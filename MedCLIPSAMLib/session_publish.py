@@ -21,18 +21,20 @@ _ATTRIBUTES = ("MedCLIPSAM.Axis", "MedCLIPSAM.Index", SLICES)
 
 @dataclass(frozen=True)
 class OverlayState:
-    """An overlay node before a run; publishing gives the node a new image, so the old one need not be copied."""
+    """An overlay node before a run. The node gives its image away, so that publishing cannot write into it."""
 
     image: Any
     matrix: vtk.vtkMatrix4x4
     attributes: dict[str, str | None]
 
     @classmethod
-    def of(cls, node: Any) -> OverlayState:
-        """Take down the state of a node."""
+    def taken_from(cls, node: Any) -> OverlayState:
+        """Take a node's state, and its image away from it: a copy would take longer than a new image."""
         matrix = vtk.vtkMatrix4x4()
         node.GetIJKToRASMatrix(matrix)
-        return cls(node.GetImageData(), matrix, {name: node.GetAttribute(name) for name in _ATTRIBUTES})
+        state = cls(node.GetImageData(), matrix, {name: node.GetAttribute(name) for name in _ATTRIBUTES})
+        node.SetAndObserveImageData(None)
+        return state
 
     def restore(self, node: Any) -> None:
         """Put a node back into this state."""
@@ -198,7 +200,7 @@ def write_overlay(
     """Write one overlay node, and note in ``undo`` what it was before."""
     known = mrml_overlays.find_overlay(scene, volume, kind, prompt)
     if known is not None and known.GetID() not in (*undo.created, *(node_id for node_id, _ in undo.overlays)):
-        undo.overlays.append((known.GetID(), OverlayState.of(known)))
+        undo.overlays.append((known.GetID(), OverlayState.taken_from(known)))
     node = mrml_overlays.publish_overlay(
         scene, volume, kind, prompt, np.asarray(array), run.geometry.axis, index=run.index
     )

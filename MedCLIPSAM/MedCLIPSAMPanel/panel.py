@@ -103,9 +103,11 @@ class Panel(VTKObservationMixin):
         """Stop timers, observers and the child process; idempotent."""
         self._timer.stop()
         self.removeObservers()
-        for part in (self.segment, self.results, self.train, self.setup, self.logSection):
-            part.cleanup()
-        self.logic.close()
+        try:
+            for part in (self.segment, self.results, self.train, self.setup, self.logSection):
+                part.cleanup()
+        finally:
+            self.logic.close()  # also where a widget is gone already: the child process must not stay
 
     # ---- What the sections call ----------------------------------------------------------------------------------
 
@@ -202,6 +204,8 @@ class Panel(VTKObservationMixin):
         elif self._timer.interval != IDLE_INTERVAL:
             self._timer.interval = IDLE_INTERVAL
         elif self.entered:
+            if self.parameters.inputVolume is None:
+                self.segment.chooseVolume()  # one that was loaded while the panel is open
             self.results.table.fit()
             if self.parameters.scope == "slice":
                 self.segment.scope.refreshInfo()

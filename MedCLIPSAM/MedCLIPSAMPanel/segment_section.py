@@ -141,7 +141,8 @@ class SegmentSection:
 
     @guarded
     def onVolumeChanged(self, node: Any) -> None:
-        if not self.owner.updating:
+        # renaming the chosen volume makes the selector tell of it again
+        if not self.owner.updating and node is not self.owner.parameters.inputVolume:
             self.owner.store(inputVolume=node, outputSegmentation=None, firstSlice=0, lastSlice=-1, plane="")
             self.owner.volumeChanged()
 

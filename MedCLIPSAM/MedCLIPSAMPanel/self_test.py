@@ -28,6 +28,7 @@ def panelTest(test: Any) -> None:
     widget.enter()
     test.assertFalse(widget.ui.applyButton.enabled, "Apply without a volume")
     volume = sample_data.load("breast-ultrasound")
+    slicer.util.setSliceViewerLayers(background=volume, fit=True)  # does nothing without a main window
     widget.enter()
     test.assertEqual(widget.ui.inputVolumeSelector.currentNodeID, volume.GetID())
     widget.ui.promptEdit.setPlainText("breast tumor\nbreast lesion")

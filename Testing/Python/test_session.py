@@ -142,7 +142,10 @@ def test_running_again_replaces_and_undo_takes_back(slicer_scene: Any, session: 
     segmentation = session.segmentation(volume)
     first = contents(slicer_scene.scene)
     before = mrml_segments.segment_array(segmentation, volume, session.rows(segmentation)[0].mask_segment_id)
+    saliency = slicer_scene.scene.GetNodeByID(session.rows(segmentation)[0].saliency_node_id)
+    voxels = mrml_overlays.overlay_array(saliency)
     run(session, RunRequest(volume.GetID(), ("one",), axis=0, index=3, seed=4))
+    assert (mrml_overlays.overlay_array(saliency) != voxels).any()
     assert contents(slicer_scene.scene) == first, "nodes pile up"
     assert [row.prompt for row in session.rows(segmentation)] == ["two", "one"] or len(session.rows(segmentation)) == 2
     after = mrml_segments.segment_array(segmentation, volume, session.rows(segmentation)[0].mask_segment_id)
@@ -152,6 +155,7 @@ def test_running_again_replaces_and_undo_takes_back(slicer_scene: Any, session: 
     assert (undone == before).all() and not session.can_undo
     saliency = slicer_scene.scene.GetNodeByID(session.rows(segmentation)[0].saliency_node_id)
     assert mrml_overlays.overlay_slice(saliency) == (0, 2)
+    assert (mrml_overlays.overlay_array(saliency) == voxels).all()
     run(session, RunRequest(volume.GetID(), ("three",), scope="volume"))
     session.undo()
     assert contents(slicer_scene.scene) == first
