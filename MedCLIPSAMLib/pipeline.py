@@ -98,6 +98,7 @@ class TextSegmenter:
         *,
         gate: bool | None = None,
         presence_score: float | None = None,
+        whole_volume: bool = False,
         cancelled: Callable[[], bool] | None = None,
         stage: Callable[[str], None] | None = None,
     ) -> PromptResult:
@@ -112,6 +113,8 @@ class TextSegmenter:
             seed: The run's seed; together with the image's content it fixes every random draw.
             gate: False segments even where the presence score says "not there"; None takes the recipe's choice.
             presence_score: For a slice of a volume, a score that replaces its own, smoothed over its neighbours.
+            whole_volume: Whether all slices of a volume are being segmented; the gate is then stricter, since most of
+                them do not show the target.
             cancelled: Asked between the stages.
             stage: Told the name of each stage when it begins.
 
@@ -138,8 +141,7 @@ class TextSegmenter:
             )
         with clock.stage("presence"):
             score = self.presence(prompt) if presence_score is None else presence_score
-            in_volume = presence_score is not None
-            presence = UNCALIBRATED if score is None else self.calibration.presence(score, in_volume)
+            presence = UNCALIBRATED if score is None else self.calibration.presence(score, whole_volume)
         skipped = not presence.accepted and (self.recipe.gate if gate is None else gate)
         if not presence.accepted:
             warnings.append(_absence_warning(prompt, presence, skipped))

@@ -57,8 +57,8 @@ class PresenceCalibration:
         weights: One per entry of ``FEATURES``.
         bias: Of the logistic regression.
         threshold: Score in [0, 1] from which on the target of a single image counts as present.
-        slice_threshold: The same for a slice of a volume, most of whose slices do not show the target; None for
-            ``threshold``.
+        slice_threshold: The same where all slices of a volume are asked, most of which do not show the target; None
+            for ``threshold``.
     """
 
     weights: tuple[float, ...]
@@ -70,9 +70,9 @@ class PresenceCalibration:
         """Return the probability in [0, 1] that the target is there."""
         return float(1 / (1 + np.exp(-(np.dot(self.weights, features) + self.bias))))
 
-    def presence(self, score: float, in_volume: bool = False) -> Presence:
+    def presence(self, score: float, whole_volume: bool = False) -> Presence:
         """Return the decision for a score, which for a slice of a volume may have been smoothed over its neighbours."""
-        threshold = self.slice_threshold if in_volume and self.slice_threshold is not None else self.threshold
+        threshold = self.slice_threshold if whole_volume and self.slice_threshold is not None else self.threshold
         return Presence(score, threshold, score >= threshold)
 
 

@@ -82,7 +82,7 @@ def report_volume(result: VolumeResult, image: MedicalImage) -> dict[str, Any]:
         "saliency_method": result.saliency_method,
         "seed": result.seed,
         "axis": result.axis,
-        "presence": {"score": max(scores, default=None)},
+        "presence": {"score": max(scores, default=None), "threshold": result.presence_threshold},
         "volume": {"mask": measure(result.mask, image), "coarse": measure(result.coarse, image)},
         "slices": [
             {

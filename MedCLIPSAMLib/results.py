@@ -132,6 +132,7 @@ class VolumeResult:
     Attributes:
         axis: Array axis (0, 1 or 2) along which slices were taken.
         slices: One record per slice along ``axis``, in order.
+        presence_threshold: From where on a slice's score counted as present; None without calibration.
         The other attributes are those of :class:`PromptResult`.
     """
 
@@ -144,5 +145,6 @@ class VolumeResult:
     slices: list[SliceRecord]
     saliency_method: str
     seed: int
+    presence_threshold: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

@@ -51,7 +51,8 @@ def segment_volume(
         image: A volume, (K, J, I) or in colour (K, J, I, 3), with its geometry.
         prompts: One result each.
         axis: As for :meth:`SliceGeometry.of`; None is the axis of acquisition.
-        slice_range: (first, last) along the axis, from 0, both included; None for all.
+        slice_range: (first, last) along the axis, from 0, both included; None for all. The presence gate is stricter
+            for all slices than for a range, in which the user expects the target.
         window: Intensities that become black and white in every slice; None takes the file's, else robust percentiles
             of the whole volume.
         seed: The run's seed.
@@ -94,6 +95,7 @@ def segment_volume(
             f"slices {first}:{last} do not lie in 0:{geometry.count - 1} of the {geometry.plane_name} axis."
         )
 
+    whole_volume = last - first + 1 == geometry.count > 1  # who names a range has seen the target in it
     results = [empty_result(text, number, geometry, segmenter, seed, folder) for number, text in enumerate(texts)]
     run = _Run(segmenter, volume, geometry, window, texts)
     try:
@@ -114,8 +116,10 @@ def segment_volume(
                     seed,
                     gate=gate,
                     presence_score=float(np.mean(scores)) if scores else None,
+                    whole_volume=whole_volume,
                     cancelled=cancelled,
                 )
+                result.presence_threshold = outcome.presence.threshold
                 put_slice_result(result, geometry, index, outcome, time.perf_counter() - start)
             run.forget(index - NEIGHBOURS)
             if progress is not None:

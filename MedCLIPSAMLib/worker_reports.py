@@ -31,8 +31,8 @@ def volume_report(result: VolumeResult, segmenter: TextSegmenter) -> dict[str, A
     """Return what there is to say of a result on a volume; the highest of the slices' scores stands for all."""
     scores = [one.presence for one in result.slices if one.presence is not None]
     presence = Presence(None, None, True)
-    if scores and segmenter.calibration is not None:
-        presence = segmenter.calibration.presence(max(scores), in_volume=True)
+    if scores and result.presence_threshold is not None:
+        presence = Presence(max(scores), result.presence_threshold, max(scores) >= result.presence_threshold)
     return {
         "prompt": result.prompt,
         "axis": result.axis,

@@ -89,6 +89,7 @@ class StandInSegmenter:
         *,
         gate: bool | None = None,
         presence_score: float | None = None,
+        whole_volume: bool = False,
         cancelled: Callable[[], bool] | None = None,
         stage: Callable[[str], None] | None = None,
     ) -> PromptResult:
@@ -100,7 +101,7 @@ class StandInSegmenter:
         seconds = self._work(todo, cancelled, stage)
         _misbehave(todo, self._calls[prompt])
         score = self.presence(prompt) if presence_score is None else presence_score
-        presence = self.calibration.presence(score, presence_score is not None)
+        presence = self.calibration.presence(score, whole_volume)
         skipped = not presence.accepted and (self.recipe.gate if gate is None else gate)
         saliency = np.zeros(self._grey().shape, np.float32) if "nothing" in todo else self._saliency()
         result = self._finish(prompt, saliency, self.recipe.coarse_mask(saliency), presence, skipped, seed)

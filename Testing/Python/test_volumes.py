@@ -345,12 +345,15 @@ class TestBadRequests:
         assert not list(tmp_path.iterdir())
 
 
-def test_slices_have_a_threshold_of_their_own(build) -> None:
-    """A score of one half opens the gate for an image, not for a slice of a volume."""
+def test_slices_of_a_whole_volume_have_a_threshold_of_their_own(build) -> None:
+    """A score of one half opens the gate for an image and for a range of slices, not for a whole volume."""
     segmenter = build(PresenceCalibration((0.0, 0.0, 0.0), 0.0, threshold=0.4, slice_threshold=0.6))
-    image = volume(slices(1))
-    (record,) = segment(segmenter, image).slices
-    assert (record.status, record.presence) == ("skipped by the gate", 0.5)
+    image = volume(slices(3))
+    whole = segment(segmenter, image)
+    assert [(one.status, one.presence) for one in whole.slices] == [("skipped by the gate", 0.5)] * 3
+    part = segment(segmenter, image, slice_range=(1, 2))
+    assert [one.status for one in part.slices] == ["outside the range", "segmented", "segmented"]
+    assert (whole.presence_threshold, part.presence_threshold) == (0.6, 0.4)
     segmenter.set_image(image.array[0], WINDOW)
     result = segmenter.segment(PROMPT)
     assert not result.skipped and result.presence.threshold == 0.4
