@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import os
 import platform
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from MedCLIPSAMLib.errors import DeviceMemoryError, InputError, MedCLIPSAMError
+from MedCLIPSAMLib.memory import free_device_memory, is_out_of_memory
 
 if TYPE_CHECKING:
     from MedCLIPSAMLib.pipeline import TextSegmenter
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
 ENGINE_VARIABLE = "MEDCLIPSAM_WORKER_ENGINE"
 """For tests: "module:function" of a stand-in that is called in place of :func:`MedCLIPSAMLib.engines.load_engine`."""
-
-_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 
 
 class KeptEngine:
@@ -70,14 +67,7 @@ class KeptEngine:
     def release(self) -> None:
         """Let go of the models and give the device's memory back."""
         self._key = self._segmenter = self._recipe = None
-        gc.collect()
-        torch = sys.modules.get("torch")
-        if torch is None:
-            return
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        elif torch.backends.mps.is_available():
-            torch.mps.empty_cache()
+        free_device_memory()
 
 
 def _loader() -> Callable[[str, str | None, str], TextSegmenter]:
@@ -88,14 +78,6 @@ def _loader() -> Callable[[str, str | None, str], TextSegmenter]:
     from MedCLIPSAMLib.engines import load_engine
 
     return load_engine
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, be it the main memory or that of a device."""
-    if isinstance(error, MemoryError):  # also DeviceMemoryError
-        return True
-    # torch.OutOfMemoryError is a RuntimeError; torch's allocators for the CPU and Apple's GPUs raise a plain one
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _MEMORY_TEXTS)
 
 
 def describe_error(error: BaseException) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from MedCLIPSAMLib.images import Frame
+from MedCLIPSAMLib.memory import MemoryGuard
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,14 +29,37 @@ class ImageState:
     frame: Frame
 
 
+@dataclass(frozen=True)
+class TargetActivations:
+    """What the class-activation methods look at: tokens late in the image tower, and how the similarity hangs on them.
+
+    Attributes:
+        values: (P, C) activations of the P patches.
+        gradients: (P, C) gradient of ``logit_scale * cos(image, text)`` with respect to ``values``.
+        grid: Rows and columns of the P patches.
+        frame: How the image lies in the model's input.
+    """
+
+    values: Tensor
+    gradients: Tensor
+    grid: tuple[int, int]
+    frame: Frame
+
+
 class VisionLanguageModel(Protocol):
     """An image tower and a text tower with a common space of D dimensions.
 
+    A method that a tower cannot serve raises InputError before it computes anything.
+
     Attributes:
         name: For results and messages.
+        saliency_methods: Which of "m2ib", "patch_similarity", "gscorecam" and "gradcam" the model can serve.
+        memory: Watches over the device's memory.
     """
 
     name: str
+    saliency_methods: frozenset[str]
+    memory: MemoryGuard
 
     def encode_images(self, images: list[np.ndarray]) -> np.ndarray:
         """Return unit vectors (N, D) float32 of images (H, W) or (H, W, 3) uint8."""
@@ -51,6 +75,18 @@ class VisionLanguageModel(Protocol):
 
     def finish(self, tokens: Tensor, layer: int) -> Tensor:
         """Run the rest of the image tower on (B, N, C) tokens: unit vectors (B, D), differentiable in the tokens."""
+        ...
+
+    def activations(self, image: np.ndarray, text: Tensor) -> TargetActivations:
+        """Return the activations before the last attention, and their gradients for the unit vector ``text`` (D,)."""
+        ...
+
+    def model_input(self, image: np.ndarray) -> tuple[Tensor, Frame]:
+        """Return an image as the tower reads it, (1, 3, S, S) float32 normalised, and its frame."""
+        ...
+
+    def encode_input(self, batch: Tensor) -> Tensor:
+        """Return unit vectors (B, D) float32, without gradients, of (B, 3, S, S) inputs as of :meth:`model_input`."""
         ...
 
     def patch_embeddings(self, image: np.ndarray) -> tuple[np.ndarray, Frame]:
