@@ -21,7 +21,7 @@ from MedCLIPSAMLib.session_live import CoarsePass, refine_task
 from MedCLIPSAMLib.session_publish import Undo, find_segmentation
 from MedCLIPSAMLib.session_rows import find_row, read_rows, set_decision
 from MedCLIPSAMLib.session_types import Decision, ResultRow, RunRequest, SessionEvent, State, Status
-from MedCLIPSAMLib.worker_client import WorkerClient
+from MedCLIPSAMLib.worker_client import ENDS, WorkerClient
 
 POLL_SECONDS = 0.02  # of wait()
 
@@ -49,6 +49,7 @@ class Session:
         self._own_folder = folder is None
         self._folder = Path(folder) if folder else Path(tempfile.mkdtemp(prefix="medclipsam-"))
         self._run: ActiveRun | None = None
+        self._abandoned: dict[int, Path] = {}
         self._warming: int | None = None
         self._undo: Undo | None = None
         self._coarse_pass: CoarsePass | None = None
@@ -84,6 +85,7 @@ class Session:
         self._need_idle()
         self._warming = None
         self.worker.close()
+        self._remove_abandoned()
 
     def estimate(self, request: RunRequest) -> float | None:
         """Return how long a run will take in seconds, from slices measured before; None before the first.
@@ -248,7 +250,9 @@ class Session:
         """Forget everything about the scene that is being closed; a run is cancelled and its results are dropped."""
         if self._run is not None:
             self.worker.cancel(self._run.task_id)
-            self._end_run()
+            # The child may still be writing: the folder goes when the task has ended.
+            self._abandoned[self._run.task_id] = self._run.folder
+            self._run = None
         self._undo = None
         self._coarse_pass = None
         self._windows.clear()
@@ -257,6 +261,7 @@ class Session:
         """End the child and remove the temporary files; the scene stays as it is."""
         self._run = None
         self.worker.close()
+        self._remove_abandoned()
         if self._own_folder:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -302,6 +307,8 @@ class Session:
         task_id = event.get("id")
         if task_id is not None and task_id == self._warming:
             return self._take_warming(event)
+        if task_id in self._abandoned and event["event"] in ENDS:
+            shutil.rmtree(self._abandoned.pop(task_id), ignore_errors=True)
         run = self._run
         if run is None or task_id != run.task_id:
             return []
@@ -325,6 +332,11 @@ class Session:
                 self._undo = run.undo
             self._end_run()
         return events
+
+    def _remove_abandoned(self) -> None:
+        for folder in self._abandoned.values():
+            shutil.rmtree(folder, ignore_errors=True)
+        self._abandoned.clear()
 
     def _end_run(self) -> None:
         if self._run is not None:

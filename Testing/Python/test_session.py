@@ -434,6 +434,10 @@ def random_runs(
         for kind in ("vtkMRMLVolumeNode", "vtkMRMLSegmentationNode"):
             while scene.GetNumberOfNodesByClass(kind):
                 remove(scene, scene.GetNthNodeByClass(0, kind))
+        end = time.monotonic() + 20
+        while list(tmp_path.iterdir()) and time.monotonic() < end:  # a run whose scene was closed may still be ending
+            session.poll()
+            time.sleep(0.005)
         assert session.state == "idle" and not list(tmp_path.iterdir()), number
         assert contents(scene) == [], number
     return ends
