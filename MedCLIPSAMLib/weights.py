@@ -1,8 +1,13 @@
 """The model registry: what each weight file is, where it may lie, and the check of its SHA-256 before use.
 
-A file is looked for in this order: the offline folder that the environment variable ``MEDCLIPSAM_WEIGHTS`` names, the
-user's data folder, the Python package that carries it, the resources of this installation. The first one found is the
-one that is used; if it is damaged, that is an error and not a reason to look further.
+A file is looked for in this order: the folder of the user's own files that ``MEDCLIPSAM_OWN_WEIGHTS`` names, the
+offline folder that ``MEDCLIPSAM_WEIGHTS`` names, the user's data folder, the Python package that carries it, the
+resources of this installation. The first one found is the one that is used; if it is damaged, that is an error and not
+a reason to look further.
+
+A file whose SHA-256 is not the registered one is never used, with one exception that the user has to ask for: a file in
+the folder of ``MEDCLIPSAM_OWN_WEIGHTS`` is, and the result says that it is unverified. Where no SHA-256 is published,
+the one of the first use is recorded (weights_recorded.py).
 """
 
 from __future__ import annotations
@@ -12,69 +17,26 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import lru_cache
-from importlib import invalidate_caches
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
+from MedCLIPSAMLib import weights_recorded
 from MedCLIPSAMLib.errors import ChecksumError, InputError, MissingWeightsError, OutputError
 from MedCLIPSAMLib.resources import resource_path
+from MedCLIPSAMLib.weight_check import compare
+from MedCLIPSAMLib.weight_entry import OFFLINE_VARIABLE as OFFLINE_VARIABLE
+from MedCLIPSAMLib.weight_entry import OWN_VARIABLE as OWN_VARIABLE
+from MedCLIPSAMLib.weight_entry import Resolved, Trust, Verification, Weight, missing_text, remedy
+from MedCLIPSAMLib.weight_places import candidates, is_own, offline
 
 logger = logging.getLogger(__name__)
 
-OFFLINE_VARIABLE = "MEDCLIPSAM_WEIGHTS"
+PART_SUFFIXES = (".part", ".part.json")  # of a download that is not finished, and of what is known of it
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
-
-Status = Literal["ok", "missing", "wrong size", "wrong hash", "unregistered"]
-
-
-@dataclass(frozen=True)
-class Weight:
-    """One entry of the registry.
-
-    Attributes:
-        name: How recipes and the command line call it.
-        file: Path below a weights folder.
-        source: "package:TOP_LEVEL/PATH", "resource:FILE" beside the registry, or the official address ("https://...").
-        bytes: Size; None if it is not known.
-        sha256: Lower-case hexadecimal; None if it is not known.
-        licence, citation: Of the weights.
-        used_by: Engines that need it.
-        install: The command that installs the package, for a "package:" source.
-        pending: Not registered yet: may be used without a SHA-256. Only for weights that are part of this project.
-    """
-
-    name: str
-    file: str
-    source: str
-    bytes: int | None
-    sha256: str | None
-    licence: str
-    citation: str
-    used_by: tuple[str, ...]
-    install: str | None = None
-    pending: bool = False
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What :func:`verify` found for one file.
-
-    Attributes:
-        name: Of the registry, or the path below the folder for a file that is not in it.
-        path: None when missing.
-        status: "unregistered" is a file without a registered SHA-256: nothing is known about it.
-        message: What to do; empty for "ok".
-    """
-
-    name: str
-    path: Path | None
-    status: Status
-    message: str = ""
+_HUB_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 def _models_folder() -> Path:
@@ -96,6 +58,18 @@ def registry() -> dict[str, Weight]:
     return {weight.name: weight for weight in _entries()}
 
 
+def registered(name: str) -> Weight:
+    """Return the entry of a weight file.
+
+    Raises:
+        InputError: No such name.
+    """
+    weights = registry()
+    if name not in weights:
+        raise InputError(f"There are no weights {name!r}; known are {', '.join(weights)}.")
+    return weights[name]
+
+
 def user_folder() -> Path:
     """Return the folder for this user's weights; it need not exist.
 
@@ -112,38 +86,47 @@ def user_folder() -> Path:
 
 
 def locate(name: str) -> Path:
-    """Return where the weight file lies, unchecked; for use take :func:`verified`.
+    """Return where the weight file lies, unchecked; for use take :func:`resolve`.
 
     Raises:
-        InputError: No such name, or ``MEDCLIPSAM_WEIGHTS`` does not name a folder.
+        InputError: No such name, or ``MEDCLIPSAM_WEIGHTS`` or ``MEDCLIPSAM_OWN_WEIGHTS`` does not name a folder.
         MissingWeightsError: In none of the places; the message says how to get it.
     """
-    weight = _weight(name)
-    for path in _candidates(weight):
-        if path.is_file():
-            return path
-    raise MissingWeightsError(
-        f"The weights {name!r} ({weight.file}{_size_text(weight)}) are missing. {_remedy(weight)}"
-    )
+    weight = registered(name)
+    path = _find(weight)
+    if path is None:
+        raise _missing([weight])
+    return path
+
+
+def resolve(names: Iterable[str]) -> dict[str, Resolved]:
+    """Find and check weight files before they are loaded.
+
+    A file is hashed once per process, and again when its size or time of change differ. With an offline folder set, the
+    libraries of the Hugging Face hub are told to stay offline too; they look when they are imported, so call this
+    before.
+
+    Returns:
+        For each name where its file lies and how far it can be trusted.
+
+    Raises:
+        InputError: See :func:`locate`.
+        MissingWeightsError: One error for all that are missing, with size, address and where to put each.
+        ChecksumError: A file is not the registered one, or not the one that was recorded at its first use.
+    """
+    if offline():
+        os.environ.update(dict.fromkeys(_HUB_OFFLINE, "1"))
+    wanted = [registered(name) for name in dict.fromkeys(names)]
+    places = {weight.name: _find(weight) for weight in wanted}
+    missing = [weight for weight in wanted if places[weight.name] is None]
+    if missing:
+        raise _missing(missing)
+    return {weight.name: _resolve(weight, path) for weight in wanted if (path := places[weight.name]) is not None}
 
 
 def verified(name: str) -> Path:
-    """Return where the weight file lies, after checking its size and SHA-256.
-
-    A file is hashed once per process, and again when its size or time of change differ.
-
-    Raises:
-        InputError, MissingWeightsError: See :func:`locate`.
-        ChecksumError: The file is not the registered one, or its SHA-256 is not registered at all.
-    """
-    path = locate(name)
-    state = path.stat()
-    found = _check(_weight(name), path, lambda: _remembered_hash(path, state.st_size, state.st_mtime_ns))
-    if found.status == "unregistered" and _weight(name).pending:
-        logger.warning("%s is used unchecked: its SHA-256 is not registered yet", path.name)
-    elif found.status != "ok":
-        raise ChecksumError(found.message)
-    return path
+    """Return where one weight file lies, after the checks of :func:`resolve`, which says what it raises."""
+    return resolve([name])[name].path
 
 
 def verify(folder: str | Path | None = None) -> list[Verification]:
@@ -162,9 +145,9 @@ def verify(folder: str | Path | None = None) -> list[Verification]:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; pass the one that holds the weight files.")
     found = [_verify_one(weight, [folder / weight.file]) for weight in _entries()]
-    registered = {folder / weight.file for weight in _entries()}
+    known = {folder / weight.file for weight in _entries()}
     for path in sorted(folder.rglob("*")):
-        if path.suffix in _WEIGHT_SUFFIXES and path.is_file() and path not in registered:
+        if path.suffix in _WEIGHT_SUFFIXES and path.is_file() and path not in known:
             name = path.relative_to(folder).as_posix()
             found.append(Verification(name, path, "unregistered", f"{path} is not in the registry; it is not used."))
     return found
@@ -179,97 +162,113 @@ def verifying(name: str, portion: int = 2 << 20) -> Iterator[int | Verification]
     Raises:
         InputError: See :func:`locate`.
     """
-    weight = _weight(name)
-    path = next((path for path in _candidates(weight) if path.is_file()), None)
+    weight = registered(name)
+    path = _find(weight)
     if path is None:
         yield Verification(name, None, "missing", _remedy(weight))
         return
     digest, done = hashlib.sha256(), 0
-    if weight.bytes is None or path.stat().st_size == weight.bytes:
+    if weight.bytes is None or path.stat().st_size == weight.bytes or is_own(weight, path):
         with path.open("rb") as stream:
             while block := stream.read(portion):
                 digest.update(block)
                 done += len(block)
                 yield done
-    yield _check(weight, path, digest.hexdigest)
+    yield check_file(weight, path, digest.hexdigest)
+
+
+def check_file(weight: Weight, path: Path, hash_of_file: Callable[[], str] | None = None) -> Verification:
+    """Compare one file with what is registered or recorded for ``weight``.
+
+    Args:
+        hash_of_file: Returns its SHA-256, and is asked only where that can matter; None reads the file.
+
+    Raises:
+        InputError: The record of SHA-256 cannot be read.
+        OSError: The file cannot be read.
+    """
+    return compare(
+        weight,
+        path,
+        hash_of_file or (lambda: _hash(path)),
+        own=is_own(weight, path),
+        folder=user_folder(),
+        advice=_remedy(weight, repair=True),
+    )
 
 
 def removable(name: str) -> Path | None:
     """Return the weight file in the user's data folder, which alone :func:`remove` deletes; None if it is not there."""
-    path = user_folder() / _weight(name).file
+    path = user_folder() / registered(name).file
     return path if path.is_file() else None
 
 
 def remove(name: str) -> Path:
-    """Delete the weight file from the user's data folder and return where it was; other places are left alone.
+    """Delete a weight file from the user's data folder; other places are left alone.
+
+    What a broken download has left, and the SHA-256 recorded at the first use, go with it.
+
+    Returns:
+        What was deleted: the file, or else what there was of it.
 
     Raises:
-        InputError: No such name, or the user's data folder does not have the file; the message says where it lies.
+        InputError: No such name, or there is nothing to delete; the message says where the file lies.
         OutputError: It cannot be deleted.
     """
-    path = removable(name)
-    if path is None:
-        weight = _weight(name)
-        other = next((place for place in _candidates(weight) if place.is_file()), None)
+    weight, folder = registered(name), user_folder()
+    path = folder / weight.file
+    deleted = [one for one in (path, *(path.with_name(path.name + end) for end in PART_SUFFIXES)) if one.is_file()]
+    has_record = weights_recorded.recorded_sha256(folder, weight) is not None
+    if not deleted and not has_record:
+        other = _find(weight)
         where = f"they lie at {other}, which is not MedCLIPSAM's to delete" if other else "they are not installed"
-        raise InputError(f"The weights {name!r} are not in {user_folder()}: {where}.")
+        raise InputError(f"The weights {name!r} are not in {folder}: {where}.")
     try:
-        path.unlink()
+        for one in deleted:
+            one.unlink()
+        weights_recorded.forget(folder, name)
     except OSError as error:
         raise OutputError(f"{path} cannot be deleted ({error.strerror}); perhaps it is in use.") from error
-    if path.parent != user_folder():
+    if path.parent != folder:
         with suppress(OSError):  # other files in it keep their folder
             path.parent.rmdir()
-    return path
-
-
-def _weight(name: str) -> Weight:
-    weights = registry()
-    if name not in weights:
-        raise InputError(f"There are no weights {name!r}; known are {', '.join(weights)}.")
-    return weights[name]
+    return deleted[0] if deleted else folder / weights_recorded.FILE
 
 
 def _candidates(weight: Weight) -> list[Path]:
-    """Return the places of a weight file, first choice first."""
-    places = []
-    offline = os.environ.get(OFFLINE_VARIABLE)
-    if offline:
-        if not Path(offline).is_dir():
-            raise InputError(f"{OFFLINE_VARIABLE} is {offline!r}, which is not a folder; correct it or unset it.")
-        places.append(Path(offline) / weight.file)
-    places.append(user_folder() / weight.file)
-    kind, _, rest = weight.source.partition(":")
-    if kind == "package":
-        top_level, _, inner = rest.partition("/")
-        invalidate_caches()  # the package may have been installed a moment ago, by this process
-        spec = find_spec(top_level)  # finds a top-level package without importing it
-        places += [Path(root) / inner for root in (spec.submodule_search_locations or ())] if spec else []
-    elif kind == "resource":
-        places.append(_models_folder() / rest)
-    return places
+    return candidates(weight, user_folder(), _models_folder())
+
+
+def _find(weight: Weight) -> Path | None:
+    return next((path for path in _candidates(weight) if path.is_file()), None)
+
+
+def _resolve(weight: Weight, path: Path) -> Resolved:
+    try:
+        state = path.stat()
+        sha256 = _remembered_hash(path, state.st_size, state.st_mtime_ns)
+        found = check_file(weight, path, lambda: sha256)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
+    status: Trust = "unverified"
+    if found.status == "ok":
+        status = "recorded" if weight.sha256 is None else "verified"
+    elif found.status != "unregistered":
+        raise ChecksumError(found.message)
+    elif is_own(weight, path):
+        logger.warning(found.message)
+    elif weight.pending:
+        logger.warning("%s is used unchecked: its SHA-256 is not registered yet", path.name)
+    elif weights_recorded.record(user_folder(), weight, sha256, state.st_size):
+        status = "recorded"
+    return Resolved(weight.name, path, sha256, status)
 
 
 def _verify_one(weight: Weight, places: list[Path]) -> Verification:
     for path in places:
         if path.is_file():
-            return _check(weight, path, lambda path=path: _hash(path))
+            return check_file(weight, path)
     return Verification(weight.name, None, "missing", _remedy(weight))
-
-
-def _check(weight: Weight, path: Path, hash_of_file: Callable[[], str]) -> Verification:
-    size = path.stat().st_size
-    if weight.bytes is not None and size != weight.bytes:
-        message = f"{path} has {size} bytes, {weight.name!r} has {weight.bytes}: it is incomplete or another file. "
-        return Verification(weight.name, path, "wrong size", message + f"Delete it. {_remedy(weight, repair=True)}")
-    if weight.sha256 is None:
-        message = f"{path}: no SHA-256 is registered for {weight.name!r}, so it cannot be checked; "
-        return Verification(weight.name, path, "unregistered", message + "add size and SHA-256 to registry.json.")
-    found = hash_of_file()
-    if found != weight.sha256:
-        message = f"{path} has SHA-256 {found}, {weight.name!r} has {weight.sha256}: it is damaged or another file. "
-        return Verification(weight.name, path, "wrong hash", message + f"Delete it. {_remedy(weight, repair=True)}")
-    return Verification(weight.name, path, "ok")
 
 
 def _hash(path: Path) -> str:
@@ -283,15 +282,9 @@ def _remembered_hash(path: Path, size: int, mtime_ns: int) -> str:
     return _hash(path)
 
 
-def _size_text(weight: Weight) -> str:
-    return f", {weight.bytes / 1e6:.0f} MB" if weight.bytes else ""
-
-
 def _remedy(weight: Weight, repair: bool = False) -> str:
-    place = f"{user_folder() / weight.file}, or at {weight.file} in the folder that {OFFLINE_VARIABLE} names"
-    if weight.install:
-        install = weight.install.replace("pip install", "pip install --force-reinstall") if repair else weight.install
-        return f'Run "{install}", or put the file at {place}.'
-    if weight.source.startswith("resource:"):
-        return f"They are part of MedCLIPSAM: install it again, or put the file at {place}."
-    return f"Download {weight.source} and put it at {place}."
+    return remedy(weight, user_folder(), repair=repair, offline=offline())
+
+
+def _missing(missing: list[Weight]) -> MissingWeightsError:
+    return MissingWeightsError(missing_text(missing, user_folder(), offline()))

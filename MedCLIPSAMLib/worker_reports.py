@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from MedCLIPSAMLib.reporting import versions
+from MedCLIPSAMLib.reporting import versions, weights_report
 from MedCLIPSAMLib.results import Component, Presence, PromptResult, VolumeResult
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def _origin(result: PromptResult | VolumeResult, segmenter: TextSegmenter) -> di
         "seed": result.seed,
         "device": str(segmenter.device),
         "recipe": segmenter.recipe.as_dict(),
+        "weights": weights_report(segmenter.weights),
         "versions": _versions(),
     }
 

@@ -1,13 +1,16 @@
-"""The question before an installation: what, why, how large."""
+"""The questions before an installation and before a download: what, why, how large, from where."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from slicer.i18n import tr as _
 
 from MedCLIPSAMLib import dependencies
 from MedCLIPSAMLib.dependencies import UNPACKED, Dependency
+from MedCLIPSAMLib.download import address
+from MedCLIPSAMLib.weight_entry import Weight
 
 
 def amount(megabytes: float) -> str:
@@ -52,3 +55,25 @@ def plan(wanted: Sequence[Dependency], restart: bool, extensionMissing: bool) ->
     if held:
         details += ["", _("These stay as they are:"), *held]
     return "\n\n".join(parts), "\n".join(details)
+
+
+def downloadPlan(wanted: Sequence[Weight], folder: Path, parts: Mapping[str, int]) -> str:
+    """Return the question before weights are downloaded.
+
+    Args:
+        wanted: What would be downloaded.
+        folder: Where they will lie.
+        parts: How many bytes an earlier download has left, by name.
+    """
+    blocks = [_("These weights are downloaded from the addresses below and kept in {folder}.").format(folder=folder)]
+    for one in wanted:
+        size = amount(one.bytes / 1e6) if one.bytes else _("size unknown")
+        if parts.get(one.name):
+            size += _(", {part} of it is here already").format(part=amount(parts[one.name] / 1e6))
+        check = _("SHA-256: {value}").format(value=one.sha256)
+        if one.sha256 is None:
+            check = _("SHA-256: none is published; that of the first use is recorded and compared from then on")
+        lines = (f"{one.name} ({size})", address(one), check, _("Licence: {licence}").format(licence=one.licence))
+        blocks.append("\n".join((*lines, _("Cite: {citation}").format(citation=one.citation))))
+    blocks.append(_("Nothing is sent but the request for these files. Download?"))
+    return "\n\n".join(blocks)

@@ -165,7 +165,7 @@ class Panel(VTKObservationMixin):
         """Load the models while the user is still typing, so that the first run does not wait for them."""
         wanted = (self.segment.engines.engine, self.segment.engines.preset, self.setup.device)
         ready = self.setup.ready and self.parameters.inputVolume is not None and self.session.state == "idle"
-        if ready and wanted != self._warmed:
+        if ready and wanted != self._warmed and self.setup.lacks(*wanted[:2]) is None:
             self._warmed = wanted
             self.session.warm_up(*wanted)
 
@@ -206,6 +206,7 @@ class Panel(VTKObservationMixin):
         elif self.entered:
             if self.parameters.inputVolume is None:
                 self.segment.chooseVolume()  # one that was loaded while the panel is open
+            self.segment.run.lookAgain()
             self.results.table.fit()
             if self.parameters.scope == "slice":
                 self.segment.scope.refreshInfo()

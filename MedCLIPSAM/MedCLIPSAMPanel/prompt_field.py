@@ -7,7 +7,7 @@ from typing import Any
 import qt
 from slicer.i18n import tr as _
 
-from MedCLIPSAMPanel import prompt_history
+from MedCLIPSAMPanel import prompt_history, wording
 from MedCLIPSAMPanel.guard import guarded
 
 _SHORT = 64  # characters of a menu entry
@@ -21,6 +21,8 @@ class PromptField:
         self.ui = ui
         self.owner = owner
         self._examples: dict[str, list[str]] | None = None
+        self._preset_prompts: list[str] = []
+        self._offered = ""  # what offer() has put into the field
         self._completer: Any = None
         self._chosen = ""  # the completion that the arrow keys have reached
         self._blocks = 1
@@ -53,6 +55,20 @@ class PromptField:
         filled = [line for line in lines if line.strip()]
         if prompt not in filled:
             self.ui.promptEdit.setPlainText("\n".join([*filled, prompt]))
+
+    def offer(self, prompts: list[str]) -> None:
+        """Put the first of a preset's prompts into the field, but never in place of what was typed there.
+
+        One that was put there before, for another preset, is replaced. The menu Examples begins with all of them.
+
+        Args:
+            prompts: As they are to be shown; may be empty.
+        """
+        if prompts != self._preset_prompts:
+            self._preset_prompts, self._examples = prompts, None
+        if prompts and self.lines() in ([], [self._offered]):
+            self._offered = prompts[0]
+            self.ui.promptEdit.setPlainText(prompts[0])
 
     @guarded
     def onTextChanged(self) -> None:
@@ -154,8 +170,14 @@ class PromptField:
         if self._examples is not None:
             return
         self._examples = prompt_history.examples()
+        self._menus[1].clear()
+        self._menus[1].toolTipsVisible = True
+        for text in self._preset_prompts:
+            self._add_action(self._menus[1], text)
+        if self._preset_prompts:
+            self._menus[1].addSeparator()
         for task, entries in self._examples.items():
-            menu = self._menus[1].addMenu(_task_title(task))
+            menu = self._menus[1].addMenu(wording.title(task))
             menu.toolTipsVisible = True
             for text in entries:
                 self._add_action(menu, text)
@@ -174,9 +196,3 @@ class PromptField:
     def onForget(self) -> None:
         prompt_history.forget(self.owner.parameters)
         self._completer = None
-
-
-def _task_title(task: str) -> str:
-    """Return "Brain MRI" for "brain mri"."""
-    words = [word.upper() if word in ("ct", "mri") else word for word in task.split()]
-    return " ".join(words)[:1].upper() + " ".join(words)[1:].replace("x-ray", "X-ray")

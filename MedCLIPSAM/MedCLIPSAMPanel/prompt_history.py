@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from MedCLIPSAMLib import prompts as prompt_sets
@@ -33,11 +34,20 @@ def examples() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     loaded = [prompt_sets.load_prompt_set(name) for name in prompt_sets.prompt_sets() if not name.startswith("paper-")]
     for one in sorted(loaded, key=lambda one: (one.is_ensemble, one.design)):
-        text = f"{prompt_sets.SET_PREFIX}{one.name}" if one.is_ensemble else one.prompts[0]
+        text = _text(one)
         entries = found.setdefault(one.task, [])
         if text not in entries:
             entries.append(text)
     return dict(sorted(found.items()))
+
+
+def spoken(prompts: Iterable[str]) -> list[str]:
+    """Return prompts as a user would type them: the sentence where "set:NAME" names one, an ensemble as it is."""
+    found = []
+    for prompt in prompts:
+        name = prompt.removeprefix(prompt_sets.SET_PREFIX).strip()
+        found.append(prompt if name == prompt else _text(prompt_sets.load_prompt_set(name)))
+    return found
 
 
 def completions(parameters: Any) -> list[str]:
@@ -48,6 +58,10 @@ def completions(parameters: Any) -> list[str]:
     for name in prompt_sets.prompt_sets():
         every += prompt_sets.load_prompt_set(name).prompts
     return list(dict.fromkeys(every))
+
+
+def _text(chosen: prompt_sets.PromptSet) -> str:
+    return f"{prompt_sets.SET_PREFIX}{chosen.name}" if chosen.is_ensemble else chosen.prompts[0]
 
 
 def _merged(first: Any, then: Any) -> list[str]:

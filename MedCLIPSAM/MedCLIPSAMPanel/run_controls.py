@@ -22,6 +22,7 @@ class RunControls:
         self.owner = owner
         self.actions = actions
         self._results: list[str] = []
+        self._reason: str | None = None  # why no run can be started
         self._estimate_timer = qt.QTimer()
         self._estimate_timer.singleShot = True
         self._estimate_timer.interval = _ESTIMATE_DELAY
@@ -43,7 +44,7 @@ class RunControls:
         """Show whether a run can be started, or cancelled."""
         button, state = self.ui.applyButton, self.owner.session.state
         if state == "idle":
-            reason = self.actions.cannotApply()
+            reason = self._reason = self.actions.cannotApply()
             button.text = _("Apply")
             button.setEnabled(reason is None)
             button.toolTip = reason or _("Segment what the prompts say (Ctrl+Enter).")
@@ -57,6 +58,11 @@ class RunControls:
         if state != "running":
             self.ui.keepArea.setVisible(False)
         self._estimate_timer.start()
+
+    def lookAgain(self) -> None:
+        """Notice that what was lacking has come, such as a file that was put in its place."""
+        if self._reason is not None and self.actions.cannotApply() != self._reason:
+            self.refresh()
 
     def showProgress(self) -> None:
         """Show the session's status."""

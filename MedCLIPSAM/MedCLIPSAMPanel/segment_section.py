@@ -51,7 +51,7 @@ class SegmentSection:
             return _("Type what to segment first.")
         if not self.owner.setup.ready:
             return _("Install what is missing first, in the section Setup.")
-        return None
+        return self.owner.setup.lacks(self.engines.engine, self.engines.preset)
 
     def request(self) -> RunRequest:
         """Return the request that the widgets say.

@@ -15,6 +15,7 @@ from MedCLIPSAMLib import dependencies
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.weights import OFFLINE_VARIABLE
 from MedCLIPSAMPanel import wording
+from MedCLIPSAMPanel.engine_needs import NeedsLookout, lackText
 from MedCLIPSAMPanel.guard import guarded
 from MedCLIPSAMPanel.install_wording import amount, amounts
 from MedCLIPSAMPanel.installer import Installer
@@ -43,13 +44,15 @@ class SetupSection:
         self._statuses: list[dependencies.Status] = []
         self._installing = False
         self._outerOffline = os.environ.get(OFFLINE_VARIABLE)
-        self._askedDevice: str | None = None
+        self._asked: tuple[Any, ...] = ()
+        self._engine: tuple[str, str | None] = ("lite", None)
+        self._needs = NeedsLookout()
         self._fillDevices()
         self._fillHeaders()
         ui.installProgressBar.visible = False
         ui.offlineFolderPath.currentPath = setting(_OFFLINE, "")
         self._useOfflineFolder(setting(_OFFLINE, ""))
-        self.weights = WeightsTable(ui, owner)
+        self.weights = WeightsTable(ui, owner, self._weightsChanged)
         self.refresh()
         ui.installButton.connect("clicked()", self.onInstall)
         ui.requirementsTable.connect("itemChanged(QTableWidgetItem*)", self.onGroupChecked)
@@ -69,8 +72,22 @@ class SetupSection:
         """The chosen device: "auto", "cpu", "cuda" or "mps"."""
         return str(self.ui.deviceComboBox.currentData or "auto")
 
+    def lacks(self, engine: str, preset: str | None) -> str | None:
+        """Return what an engine lacks beyond what :attr:`ready` speaks of, with the remedy; None if nothing."""
+        return lackText(engine, self._needs.look(engine, preset))
+
+    def setEngine(self, engine: str, preset: str | None) -> None:
+        """Tell what is chosen: its weights are shown first, its packages are checked to be installed."""
+        changed, self._engine = self._engine[0] != engine, (engine, preset)
+        found = self._needs.look(engine, preset)
+        self.weights.setNeeded(found.weights)
+        if changed and found.packages:
+            self._checkGroup(found.group)
+        self._updateInstallButton()
+
     def refresh(self) -> None:
         """Look anew at what is installed and which weights are there."""
+        self._needs.forget()
         self._statuses = dependencies.check()
         self._fillRequirements()
         self._updateInstallButton()
@@ -94,6 +111,10 @@ class SetupSection:
         """Stop what goes on and give the environment back."""
         self.weights.cleanup()
         self._setOfflineVariable(self._outerOffline)
+
+    def _weightsChanged(self) -> None:
+        self._needs.forget()
+        self.owner.setupChanged()
 
     # ---- Packages ----------------------------------------------------------------------------------------------
 
@@ -151,6 +172,13 @@ class SetupSection:
                 names.append(group.name)
         return names
 
+    def _checkGroup(self, name: str | None) -> None:
+        """Check the box of an optional group, as the user could do himself."""
+        for row, status in enumerate(self._statuses):
+            item = self.ui.requirementsTable.item(row, 0)
+            if status.dependency.group.name == name and item.flags() & qt.Qt.ItemIsUserCheckable:
+                item.setCheckState(qt.Qt.Checked)
+
     def _updateInstallButton(self) -> None:
         something = any(self._isMissing(name) for name in self._chosenGroups())
         self.ui.installButton.enabled = something and not self._installing
@@ -162,6 +190,12 @@ class SetupSection:
             text = _("{count} packages are missing; about {size} to download.").format(count=len(missing), size=size)
         else:
             text = _("Everything that segmenting needs is installed.")
+            lacking = self._needs.look(*self._engine).packages
+            if lacking:
+                size = amount(dependencies.download_size(lacking))
+                text = _("The engine {engine} needs {count} more packages, about {size} to download.").format(
+                    engine=self._engine[0], count=len(lacking), size=size
+                )
         self.ui.installStatusLabel.text = text
 
     @guarded
@@ -203,6 +237,8 @@ class SetupSection:
             return
         setSetting(_OFFLINE, folder or None)
         self._useOfflineFolder(folder)
+        if folder:
+            self.weights.downloads.stop()  # from now on no connection is made
         if self.owner.session.state == "idle":
             self.owner.session.restart_worker()  # the next run starts a process that looks there
         self.weights.refresh(stop=True)
@@ -246,10 +282,12 @@ class SetupSection:
     def onCollapsed(self, collapsed: bool) -> None:
         """When the section is opened, ask the background process for its device, once for each choice."""
         self.ui.installProgressBar.visible = self._installing  # opening a section shows everything in it
-        session = self.owner.session
-        if collapsed or not self.ready or session.state != "idle" or self._askedDevice == self.device:
+        self.weights.downloads.showStatus()
+        session, engine = self.owner.session, self._engine
+        asked = (*engine, self.device)
+        if collapsed or not self.ready or session.state != "idle" or self._asked == asked or self.lacks(*engine):
             return
-        self._askedDevice = self.device
+        self._asked = asked
         self.ui.deviceLabel.text = _("Loading the models…")
-        session.warm_up(device=self.device)
+        session.warm_up(*engine, self.device)
         self.owner.pollSoon()

@@ -1,10 +1,9 @@
-"""The table of weights in the section Setup: what is there, verify, delete, open the folder."""
+"""The table of weights in the section Setup: what is there, download, verify, delete, open the folder."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import qt
@@ -12,87 +11,115 @@ import slicer
 from slicer.i18n import tr as _
 
 from MedCLIPSAMLib import weights
-from MedCLIPSAMLib.engines import engine_names
-from MedCLIPSAMLib.errors import InputError, MedCLIPSAMError, OutputError
+from MedCLIPSAMLib.errors import InputError, MedCLIPSAMError, MissingWeightsError, OutputError
 from MedCLIPSAMPanel import wording
+from MedCLIPSAMPanel.engine_needs import isThere, sizeText
 from MedCLIPSAMPanel.guard import guarded
 from MedCLIPSAMPanel.install_wording import amount
+from MedCLIPSAMPanel.weights_downloads import WeightsDownloads, howToGet, partSize
+from MedCLIPSAMPanel.weights_verifying import WeightsVerifying, words
 
-_File = tuple[str, int, int]  # path, size and time of change: what was verified is still the same
-_PORTION = 0.02  # seconds of hashing before the user interface has its turn
+_NAME, _SIZE, _STATUS, _FOR, _LICENCE = range(5)  # columns
 
 
 class WeightsTable:
-    """Fills ``ui.weightsTable`` and serves its buttons."""
+    """Fills ``ui.weightsTable`` and serves its buttons.
 
-    def __init__(self, ui: Any, owner: Any) -> None:
+    Args:
+        ui: The widgets of MedCLIPSAM.ui.
+        owner: The panel.
+        changed: Called when a file has come or was deleted.
+    """
+
+    def __init__(self, ui: Any, owner: Any, changed: Callable[[], None]) -> None:
         self.ui, self.owner = ui, owner
+        self._changed = changed
         self._shown: list[weights.Weight] = []
-        self._verified: dict[str, tuple[_File, weights.Verification]] = {}
-        self._queue: list[str] = []
-        self._work: Iterator[int | weights.Verification] | None = None
-        self._timer = qt.QTimer()
-        self._timer.interval = 0
-        self._timer.connect("timeout()", self.onVerifyMore)
+        self._needed: tuple[weights.Weight, ...] = ()
+        self.verifying = WeightsVerifying(owner, self._showOne, self._updateButtons)
+        self.downloads = WeightsDownloads(ui, owner, self._showDownloads, self._came)
         table = ui.weightsTable
-        table.columnCount = 4
-        table.setHorizontalHeaderLabels([_("Weights"), _("Size"), _("Licence"), _("Status")])
+        table.columnCount = 5
+        table.setHorizontalHeaderLabels([_("Weights"), _("Size"), _("Status"), _("For"), _("Licence")])
         header = table.horizontalHeader()
-        for column in range(3):
+        for column in range(_LICENCE):
             header.setSectionResizeMode(column, qt.QHeaderView.ResizeToContents)
         header.setStretchLastSection(True)
         table.verticalHeader().setVisible(False)
         table.connect("itemSelectionChanged()", self.onSelectionChanged)
         ui.verifyWeightsButton.toolTip = _("Compare every file with its registered SHA-256; you can go on working.")
+        ui.downloadWeightsButton.connect("clicked()", self.onDownload)
+        ui.downloadEngineButton.connect("clicked()", self.onDownloadNeeded)
         ui.verifyWeightsButton.connect("clicked()", self.onVerify)
         ui.deleteWeightsButton.connect("clicked()", self.onDelete)
         ui.openWeightsFolderButton.connect("clicked()", self.onOpenFolder)
 
+    def setNeeded(self, needed: Sequence[weights.Weight]) -> None:
+        """Tell which weights the chosen engine needs; they are shown first."""
+        if tuple(needed) != self._needed:
+            self._needed = tuple(needed)
+            self.refresh()
+        else:
+            self._updateButtons()
+
     def refresh(self, stop: bool = False) -> None:
-        """Look anew at which weights are there; those of engines that this version does not have are left out.
+        """Look anew at which weights are there.
 
         Args:
             stop: Stop verifying; otherwise nothing is changed while that goes on.
         """
-        if self._timer.active and not stop:
+        if self.verifying.active and not stop:
             return
-        self._stop()
-        known = set(engine_names())
-        self._shown = [one for one in weights.registry().values() if known & set(one.used_by)]
-        table, row = self.ui.weightsTable, self.ui.weightsTable.currentRow()
+        self.verifying.stop()
+        chosen = self._chosen()
+        others = [one for one in weights.registry().values() if one not in self._needed]
+        self._shown = [*self._needed, *others]
+        table = self.ui.weightsTable
         table.blockSignals(True)
         table.rowCount = len(self._shown)
         for number, one in enumerate(self._shown):
-            text, colour, tip = self._state(one.name)
-            size = amount(one.bytes / 1e6) if one.bytes else ""
-            for column, cell in enumerate((one.name, size, one.licence, text)):
+            size = amount(one.bytes / 1e6) if one.bytes else "?"
+            for column, cell in enumerate((one.name, size, "", ", ".join(one.used_by), one.licence)):
                 item = qt.QTableWidgetItem(cell)
-                item.setToolTip(one.citation if column in (0, 2) else tip)
+                item.setToolTip(self._tip(one) if column in (_NAME, _FOR) else one.citation)
                 table.setItem(number, column, item)
-            self._show(number, text, colour, tip)
-        if 0 <= row < len(self._shown):
-            table.selectRow(row)
+            self._show(number, *self._state(one))
+        names = [one.name for one in self._shown]
+        if chosen is not None and chosen.name in names:
+            table.selectRow(names.index(chosen.name))
         table.resizeRowsToContents()
         table.blockSignals(False)
         self._updateButtons()
 
     def cleanup(self) -> None:
-        """Stop verifying."""
-        self._stop()
-        self._timer.disconnect("timeout()", self.onVerifyMore)
+        """Stop verifying and downloading."""
+        self.verifying.close()
+        self.downloads.close()
 
-    def _state(self, name: str) -> tuple[str, str, str]:
+    def _tip(self, weight: weights.Weight) -> str:
+        needed = _("The chosen engine needs them.") + " " if weight in self._needed else ""
+        return f"{needed}{weight.citation}"
+
+    def _state(self, weight: weights.Weight) -> tuple[str, str, str]:
+        """Return text, colour and tooltip."""
+        state = self.downloads.state(weight.name)
+        if state is not None:
+            return state
         try:
-            path = weights.locate(name)
+            path = weights.locate(weight.name)
         except MedCLIPSAMError as error:
-            return _("missing"), wording.BAD, str(error)
-        known, found = self._verified.get(name, (None, None))
-        if found is not None and known == _file(path):
-            return self._words(found)
+            part = partSize(weight)
+            if part and weight.bytes:
+                percent = _("{percent} % downloaded").format(percent=int(100 * part / weight.bytes))
+                return percent, wording.DOUBTFUL, str(error)
+            return _("missing"), wording.BAD if weight in self._needed else "gray", str(error)
+        found = self.verifying.found(weight.name, path)
+        if found is not None:
+            return words(found)
         return _("there, not verified"), wording.DOUBTFUL, str(path)
 
     def _show(self, number: int, text: str, colour: str, tip: str) -> None:
-        item = self.ui.weightsTable.item(number, 3)
+        item = self.ui.weightsTable.item(number, _STATUS)
         item.setText(text)
         item.setForeground(qt.QBrush(qt.QColor(colour)))
         item.setToolTip(tip)
@@ -106,71 +133,100 @@ class WeightsTable:
         self._updateButtons()
 
     def _updateButtons(self) -> None:
-        chosen = self._chosen()
-        self.ui.deleteWeightsButton.enabled = chosen is not None and weights.removable(chosen.name) is not None
-        self.ui.verifyWeightsButton.text = _("Stop") if self._timer.active else _("Verify")
+        ui, chosen, busy = self.ui, self._chosen(), self.downloads.active
+        verifying = self.verifying.active
+        ui.deleteWeightsButton.enabled = chosen is not None and not busy and _deletable(chosen)
+        ui.verifyWeightsButton.text = _("Stop") if verifying else _("Verify")
+        ui.verifyWeightsButton.enabled = not busy
+        button, engineButton = ui.downloadWeightsButton, ui.downloadEngineButton
+        missing = [one for one in self._needed if one.fetchable and self._wanted(one)]
+        engineButton.text = _("Download what the engine needs…")
+        if missing:
+            engineButton.text = _("Download what the engine needs ({size})…").format(size=sizeText(missing))
+        reason = self.downloads.refusal(missing) if missing else _("Nothing that can be downloaded is lacking.")
+        engineButton.enabled = not (busy or verifying or reason)
+        engineButton.toolTip = reason or ", ".join(one.name for one in missing)
+        if busy:
+            button.text, button.enabled = _("Stop"), True
+            button.toolTip = _("Stop the download; a later one goes on where it stopped.")
+            return
+        button.text = _("How to get…") if chosen is not None and chosen.by_hand else _("Download…")
+        reason = _("Wait until the files are verified.") if verifying else self._cannotDownload(chosen)
+        button.enabled = not reason
+        button.toolTip = reason or _("Download the chosen weights, after showing address, size and licence.")
 
-    # ---- Verify ------------------------------------------------------------------------------------------------
+    # ---- Download ----------------------------------------------------------------------------------------------
+
+    def _wanted(self, weight: weights.Weight) -> bool:
+        """Whether a file is missing, or damaged where a download would replace it."""
+        if not isThere(weight.name):
+            return True
+        path = weights.removable(weight.name)
+        found = None if path is None else self.verifying.found(weight.name, path)
+        return found is not None and found.status in ("wrong size", "wrong hash")
+
+    def _cannotDownload(self, chosen: weights.Weight | None) -> str:
+        """Return why the chosen weights cannot be downloaded or explained; empty if they can."""
+        if chosen is None:
+            return self.downloads.refusal(())
+        if not self._wanted(chosen):
+            return _("They are there already.")
+        if chosen.by_hand:
+            return ""
+        return self.downloads.refusal([chosen])
+
+    @guarded
+    def onDownload(self) -> None:
+        chosen = self._chosen()
+        if self.downloads.active:
+            self.downloads.stop()
+        elif chosen is not None and chosen.by_hand:
+            self._explain(chosen)
+        elif chosen is None:
+            raise InputError(self.downloads.refusal(()))
+        else:
+            self.downloads.ask([chosen])
+
+    @guarded
+    def onDownloadNeeded(self) -> None:
+        self.downloads.ask([one for one in self._needed if one.fetchable and self._wanted(one)])
+
+    def _explain(self, chosen: weights.Weight) -> None:
+        """Tell how weights are fetched by hand, and open their page if the user wants that."""
+        text = "\n\n".join(
+            (
+                howToGet(chosen),
+                _("Put the file at {path}").format(path=weights.user_folder() / chosen.file),
+                _("Licence: {licence}").format(licence=chosen.licence),
+                _("Cite: {citation}").format(citation=chosen.citation),
+                _("Open the page in the browser?"),
+            )
+        )
+        if slicer.util.confirmOkCancelDisplay(text, "MedCLIPSAM") and not slicer.app.testingEnabled():
+            qt.QDesktopServices.openUrl(qt.QUrl(chosen.source))
+
+    def _showDownloads(self) -> None:
+        for number, one in enumerate(self._shown):
+            self._show(number, *self._state(one))
+        self._updateButtons()
+
+    def _came(self, name: str) -> None:
+        """A file was downloaded: its SHA-256 was compared on the way."""
+        with suppress(MissingWeightsError):  # removed a moment ago; the table says so
+            self.verifying.note(weights.Verification(name, weights.locate(name), "ok"))
+        self._changed()
 
     @guarded
     def onVerify(self) -> None:
-        """Verify all, a portion at a time so that the user can go on working; or stop doing so."""
-        if self._timer.active:
+        """Verify all that is shown, or stop doing so."""
+        if self.verifying.active:
             self.refresh(stop=True)
-            return
-        self._queue = [one.name for one in self._shown]
-        self._timer.start()
-        self._updateButtons()
+        else:
+            self.verifying.start(self._shown)
+            self._updateButtons()
 
-    @guarded
-    def onVerifyMore(self) -> None:
-        until = time.perf_counter() + _PORTION
-        try:
-            while time.perf_counter() < until:
-                if self._work is None:
-                    if not self._queue:
-                        self._stop()
-                        return
-                    self._work = weights.verifying(self._queue[0])
-                step = next(self._work)
-                number = [one.name for one in self._shown].index(self._queue[0])
-                if isinstance(step, weights.Verification):
-                    self._showVerification(number, step)
-                    self._queue.pop(0)
-                    self._work = None
-                else:
-                    total = self._shown[number].bytes or step
-                    self._show(number, f"{100 * step / max(total, step):.0f} %", wording.DOUBTFUL, "")
-        except (MedCLIPSAMError, OSError) as error:
-            self._stop()
-            raise (
-                error
-                if isinstance(error, MedCLIPSAMError)
-                else OutputError(
-                    _("A weight file cannot be read ({reason}); check the disk.").format(reason=error.strerror)
-                )
-            ) from error
-
-    def _showVerification(self, number: int, found: weights.Verification) -> None:
-        if found.path is not None:
-            self._verified[found.name] = (_file(found.path), found)
-        self._show(number, *self._words(found))
-
-    @staticmethod
-    def _words(found: weights.Verification) -> tuple[str, str, str]:
-        """Return text, colour and tooltip."""
-        if found.status == "ok":
-            return _("✓ verified"), wording.GOOD, str(found.path)
-        if found.status == "unregistered":
-            return _("cannot be verified"), wording.DOUBTFUL, found.message
-        texts = {"missing": _("missing"), "wrong size": _("wrong size"), "wrong hash": _("damaged")}
-        return texts[found.status], wording.BAD, found.message
-
-    def _stop(self) -> None:
-        self._timer.stop()
-        self._queue.clear()
-        self._work = None
-        self._updateButtons()
+    def _showOne(self, name: str, text: str, colour: str, tip: str) -> None:
+        self._show([one.name for one in self._shown].index(name), text, colour, tip)
 
     # ---- Files -------------------------------------------------------------------------------------------------
 
@@ -179,15 +235,19 @@ class WeightsTable:
         chosen = self._chosen()
         if chosen is None:
             raise InputError(_("Choose the weights to delete in the table first."))
-        path = weights.removable(chosen.name)
-        if path is None:
+        if not _deletable(chosen):
             weights.remove(chosen.name)  # raises, saying where they lie and whose they are
             return
-        text = _("Delete {path} ({size})?").format(path=path, size=amount(path.stat().st_size / 1e6))
+        path = weights.removable(chosen.name)
+        size = partSize(chosen) if path is None else path.stat().st_size
+        text = _("Delete {path} ({size})?").format(
+            path=path or _("what was downloaded of {name}").format(name=chosen.name), size=amount(size / 1e6)
+        )
         if slicer.util.confirmOkCancelDisplay(text, "MedCLIPSAM"):
-            self._stop()  # an open file cannot be deleted on Windows
+            self.verifying.stop()  # an open file cannot be deleted on Windows
             weights.remove(chosen.name)
             self.refresh(stop=True)
+            self._changed()
 
     @guarded
     def onOpenFolder(self) -> None:
@@ -200,6 +260,5 @@ class WeightsTable:
         qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(folder)))
 
 
-def _file(path: Path) -> _File:
-    state = path.stat()
-    return str(path), state.st_size, state.st_mtime_ns
+def _deletable(weight: weights.Weight) -> bool:
+    return weights.removable(weight.name) is not None or partSize(weight) > 0

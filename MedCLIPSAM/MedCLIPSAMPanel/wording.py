@@ -9,12 +9,31 @@ from typing import Any
 from slicer.i18n import tr as _
 
 GOOD, DOUBTFUL, BAD = "#2e9e4f", "#c77700", "#d64545"  # readable on a light and on a dark background
+_SPELLED = {
+    "ct": "CT",
+    "mri": "MRI",
+    "xray": "X-ray",
+    "m2ib": "M2IB",
+    "gscorecam": "gScoreCAM",
+    "gradcam": "GradCAM",
+    "medclip": "MedCLIP",
+    "sam": "SAM",
+}
 _MARGIN = 0.1  # a score this close to its threshold is no clear answer
 
 
 def score(value: float | None) -> str:
     """Return a number in [0, 1] for a table; a dash where there is none."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.2f}"
+
+
+def title(name: str) -> str:
+    """Return the name of a task or a preset for a person: "Brain MRI" for "brain-mri"; "Other" where it has none."""
+    words = name.replace("x-ray", "xray").replace("-", " ").split() or [_("other")]
+    spelled = [_SPELLED.get(word, word) for word in words]
+    if words[0] not in _SPELLED:
+        spelled[0] = spelled[0][:1].upper() + spelled[0][1:]
+    return " ".join(spelled)
 
 
 def size(value: float, unit: str) -> str:

@@ -12,9 +12,29 @@ from MedCLIPSAMLib.recipe import Recipe
 
 
 def _m2ib(recipe: Recipe, model: VisionLanguageModel, image: np.ndarray, text: np.ndarray, seed: int) -> np.ndarray:
-    from MedCLIPSAMLib.saliency.m2ib import M2IBSettings, m2ib
+    from MedCLIPSAMLib.saliency.m2ib import M2IBSettings, m2ib, m2ib_plane
 
-    return m2ib(model, image, text, settings=M2IBSettings(**recipe.m2ib), seed=seed)
+    settings = M2IBSettings(**recipe.m2ib)
+    if recipe.rules == "released":
+        from MedCLIPSAMLib.released_code import released_saliency
+
+        plane, _ = m2ib_plane(model, image, text, settings=settings, seed=seed)
+        return released_saliency(plane, image.shape)
+    return m2ib(model, image, text, settings=settings, seed=seed)
+
+
+def _gscorecam(
+    recipe: Recipe, model: VisionLanguageModel, image: np.ndarray, text: np.ndarray, seed: int
+) -> np.ndarray:
+    from MedCLIPSAMLib.saliency.gscorecam import gscorecam
+
+    return gscorecam(model, image, text, seed=seed, **recipe.gscorecam)
+
+
+def _gradcam(recipe: Recipe, model: VisionLanguageModel, image: np.ndarray, text: np.ndarray, seed: int) -> np.ndarray:
+    from MedCLIPSAMLib.saliency.gradcam import gradcam
+
+    return gradcam(model, image, text, seed=seed)
 
 
 def _patch_similarity(
@@ -25,7 +45,12 @@ def _patch_similarity(
     return patch_similarity(model, image, text, scales=recipe.scales, seed=seed)
 
 
-SALIENCY_METHODS: dict[str, Callable[..., np.ndarray]] = {"m2ib": _m2ib, "patch_similarity": _patch_similarity}
+SALIENCY_METHODS: dict[str, Callable[..., np.ndarray]] = {
+    "m2ib": _m2ib,
+    "patch_similarity": _patch_similarity,
+    "gscorecam": _gscorecam,
+    "gradcam": _gradcam,
+}
 
 
 def saliency_map(

@@ -20,6 +20,7 @@ class PromptableSegmenter(Protocol):
         trained_kinds: Which of them it was trained for.
         masks_per_prompt: How many candidates :meth:`predict_candidates` gives for each prompt; 1 for a model that
             was trained for a single mask.
+        batch: How many images :meth:`prepare` encodes together; 1 where that gains nothing.
         memory: Watches over the device's memory.
     """
 
@@ -27,6 +28,7 @@ class PromptableSegmenter(Protocol):
     prompt_kinds: frozenset[str]
     trained_kinds: frozenset[str]
     masks_per_prompt: int
+    batch: int
     memory: MemoryGuard
 
     def prepare(self, images: Sequence[np.ndarray]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from MedCLIPSAMLib.images import Frame
+from MedCLIPSAMLib.memory import MemoryGuard
+from MedCLIPSAMLib.sam.embedding_cache import content_digest
 from MedCLIPSAMLib.sam.tiny_vit import TinyViT
 
 GRID = 64
@@ -55,7 +57,12 @@ def model_input(image: np.ndarray) -> tuple[np.ndarray, Frame]:
 
 
 class LiteEncoder:
-    """Callable that encodes an image and remembers the last few, so that two models can share the work."""
+    """Callable that encodes an image and remembers the last few, so that two models can share the work.
+
+    Attributes:
+        device: Where it is.
+        memory: Watches over the device's memory, for all models that share the encoder: they move together.
+    """
 
     def __init__(self, state: dict[str, Tensor], device: torch.device):
         """Load the encoder.
@@ -69,24 +76,62 @@ class LiteEncoder:
         encoder.load_state_dict(state)
         encoder.eval().requires_grad_(False)
         self.encoder = encoder.fuse().to(device, memory_format=torch.channels_last)
-        self._remembered: OrderedDict[tuple[object, ...], LiteFeatures] = OrderedDict()
+        self.memory = MemoryGuard("LiteMedSAM's encoder", str(device), self._to_cpu)
+        self._followers: list[Callable[[torch.device], None]] = []
+        self._remembered: OrderedDict[str, LiteFeatures] = OrderedDict()
 
     def __call__(self, image: np.ndarray) -> LiteFeatures:
         """Encode ``image``, (H, W) or (H, W, 3) uint8."""
-        image = np.ascontiguousarray(image)
-        key = (image.shape, hashlib.blake2b(image.data, digest_size=16).digest())
+        key = content_digest(image)
         if key in self._remembered:
             self._remembered.move_to_end(key)
-        else:
-            self._remembered[key] = self._encode(image)
-            if len(self._remembered) > REMEMBERED:
-                self._remembered.popitem(last=False)
-        return self._remembered[key]
+            return self._remembered[key]
+        features = self.memory.run(lambda _: self._encode([image])[0], 1, "encoder")
+        self._remember(key, features)
+        return features
+
+    def prepare(self, images: Sequence[np.ndarray]) -> None:
+        """Encode the first few of ``images``, as many as are remembered; on a GPU four at a time."""
+        wanted = {content_digest(image): image for image in images[:REMEMBERED]}
+        for key in wanted:
+            if key in self._remembered:
+                self._remembered.move_to_end(key)  # or the new ones would push it out
+
+        def work(batch: int) -> None:
+            missing = [entry for entry in wanted.items() if entry[0] not in self._remembered]
+            for start in range(0, len(missing), batch):
+                keys, some = zip(*missing[start : start + batch], strict=True)
+                for key, features in zip(keys, self._encode(some), strict=True):
+                    self._remember(key, features)
+
+        self.memory.run(work, 1 if self.device.type in ("cpu", "mps") else 4, "encoder")
+
+    def follow(self, move: Callable[[torch.device], None]) -> None:
+        """Have ``move`` called with the new device whenever the encoder has gone to another one."""
+        self._followers.append(move)
+
+    def _remember(self, key: str, features: LiteFeatures) -> None:
+        self._remembered[key] = features
+        if len(self._remembered) > REMEMBERED:
+            self._remembered.popitem(last=False)
+
+    def _to_cpu(self) -> None:
+        self.device = torch.device("cpu")
+        self._remembered.clear()
+        self.encoder.to(self.device)
+        for move in self._followers:
+            move(self.device)
 
     @torch.inference_mode()
-    def _encode(self, image: np.ndarray) -> LiteFeatures:
-        placed, frame = model_input(image)
-        batch = torch.from_numpy(placed).permute(2, 0, 1)[None].to(self.device)
+    def _encode(self, images: Sequence[np.ndarray]) -> list[LiteFeatures]:
+        placed, frames = zip(*map(model_input, images), strict=True)
+        batch = torch.from_numpy(np.stack(placed)).permute(0, 3, 1, 2).to(self.device)
         scales = self.encoder.multi_scale(batch.contiguous(memory_format=torch.channels_last))
         tokens = torch.nn.functional.avg_pool2d(torch.cat(scales, dim=1), 2).flatten(2).transpose(1, 2)
-        return LiteFeatures(frame, scales[-1].contiguous(), tokens.contiguous())
+        # Copies, since a part of the batch would keep all of it in memory.
+        return [
+            LiteFeatures(
+                frame, scales[-1][row : row + 1].clone().contiguous(), tokens[row : row + 1].contiguous().clone()
+            )
+            for row, frame in enumerate(frames)
+        ]

@@ -76,6 +76,7 @@ def open_panel(monkeypatch: Any, tmp_path: Path, module: Any) -> Any:
     representation = module.widgetRepresentation()
     panel = representation.self().panel
     monkeypatch.setattr(type(panel.setup), "ready", property(lambda self: True))
+    monkeypatch.setattr(type(panel.setup), "lacks", lambda self, engine, preset: None)
     representation.enter()
     panel.volume = volume
     return panel

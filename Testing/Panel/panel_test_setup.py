@@ -11,48 +11,14 @@ import types
 from pathlib import Path
 
 import pytest
+from setup_fixtures import texts
 
 pytest_plugins = ["setup_fixtures"]
 
 
-class Owner:
-    """What the section asks of the panel."""
-
-    def __init__(self, session):
-        self.session, self.errors, self.updates, self.polls = session, [], 0, 0
-
-    def showError(self, error):
-        self.errors.append(error)
-
-    def setupChanged(self):
-        self.updates += 1
-
-    def pollSoon(self):
-        self.polls += 1
-
-
-@pytest.fixture
-def section(world):
-    from MedCLIPSAMLib.resources import resource_path
-    from MedCLIPSAMLib.session import Session
-    from MedCLIPSAMPanel.setup_section import SetupSection
-
-    widget = world.slicer.util.loadUI(str(resource_path("UI", "MedCLIPSAM.ui")))
-    ui = world.slicer.util.childWidgetVariables(widget)
-    session = Session(world.slicer.mrmlScene)
-    made = SetupSection(ui, Owner(session))
-    made._kept = widget
-    yield made
-    made.cleanup()
-    session.close()
-    assert made.owner.errors == []
-
-
-def texts(table, column):
-    return [table.item(row, column).text() for row in range(table.rowCount)]
-
-
 def test_a_complete_installation_is_shown_and_offers_nothing(section):
+    from MedCLIPSAMLib import weights
+
     ui = section.ui
     if not section.ready:
         pytest.skip("the lite engine's packages are not installed")
@@ -60,10 +26,13 @@ def test_a_complete_installation_is_shown_and_offers_nothing(section):
     assert "torch" in texts(ui.requirementsTable, 0)
     assert not ui.installProgressBar.visible
     names = texts(ui.weightsTable, 0)
-    assert names[:2] == ["lite-medsam", "minilm-l6-v2"]
-    assert "sam-vit-h" not in names  # no engine here uses it
-    assert texts(ui.weightsTable, 1)[0] == "39 MB"
-    assert set(texts(ui.weightsTable, 2)) == {"Apache-2.0"}
+    assert "39 MB" in texts(ui.weightsTable, 1)
+    assert set(names) == set(weights.registry())
+    row = names.index("sam-med2d")  # has no size and no address of the file itself
+    assert texts(ui.weightsTable, 1)[row] == "?"
+    assert texts(ui.weightsTable, 2)[row] == "missing"
+    assert texts(ui.weightsTable, 3)[row] == "sam-med2d"
+    assert texts(ui.weightsTable, 4)[names.index("lite-medsam")] == "Apache-2.0"
 
 
 def test_declining_installs_nothing_and_the_question_names_everything(world, section, lacking, pytorch):
@@ -193,30 +162,30 @@ def small_weights(monkeypatch):
 
 def test_weights_are_verified_without_holding_up_the_interface(world, small_weights, section):
     table, button = section.ui.weightsTable, section.ui.verifyWeightsButton
-    assert texts(table, 3) == ["there, not verified"] * 2
+    assert texts(table, 2) == ["there, not verified"] * 2
     button.click()
     assert button.text == "Stop"
     longest = 0.0
     end = time.monotonic() + 20
     while button.text == "Stop" and time.monotonic() < end:
         began = time.perf_counter()
-        section.weights.onVerifyMore()
+        section.weights.verifying.onMore()
         longest = max(longest, time.perf_counter() - began)
-    assert texts(table, 3) == ["✓ verified", "damaged"]
-    assert "SHA-256" in table.item(1, 3).toolTip()
+    assert texts(table, 2) == ["✓ verified", "damaged"]
+    assert "SHA-256" in table.item(1, 2).toolTip()
     assert longest < 0.25  # the aim is 20 ms; other work on this machine may come in between
     section.refresh()  # as when the module is entered again: what was verified is remembered
-    assert texts(table, 3) == ["✓ verified", "damaged"]
+    assert texts(table, 2) == ["✓ verified", "damaged"]
     whole = small_weights / "whole.pth"
     os.utime(whole, ns=(1, 1))  # but not for a file that was changed
     section.refresh()
-    assert texts(table, 3) == ["there, not verified", "damaged"]
+    assert texts(table, 2) == ["there, not verified", "damaged"]
     button.click()
     assert button.text == "Stop"
     button.click()
     assert button.text == "Verify"
-    assert not section.weights._timer.active
-    assert not texts(table, 3)[0].endswith("%")
+    assert not section.weights.verifying.active
+    assert not texts(table, 2)[0].endswith("%")
 
 
 def test_the_progress_bar_is_hidden_again_when_the_section_is_opened(section):
@@ -235,7 +204,7 @@ def test_only_files_in_the_users_folder_are_deleted_and_only_after_a_question(wo
     button.click()
     assert not (small_weights / "damaged.pth").exists()
     assert (small_weights / "whole.pth").is_file()
-    assert texts(table, 3) == ["there, not verified", "missing"]
+    assert texts(table, 2) == ["there, not verified", "missing"]
     assert not button.enabled
 
 
@@ -264,8 +233,10 @@ def test_an_offline_folder_that_is_gone_is_said_and_breaks_nothing(world, sectio
     folder.rmdir()
     section.refresh()
     table = section.ui.weightsTable
-    assert set(texts(table, 3)) == {"missing"}
-    assert str(folder) in table.item(0, 3).toolTip()
+    assert set(texts(table, 2)) == {"missing"}
+    assert not section.ui.downloadWeightsButton.enabled
+    assert str(folder) in section.lacks("biomedclip", None)
+    assert str(folder) in table.item(0, 2).toolTip()
 
 
 def test_the_device_is_kept_and_its_memory_shown(world, section):

@@ -9,6 +9,27 @@ import pytest
 import slicer_double
 
 
+class Owner:
+    """What the section asks of the panel."""
+
+    def __init__(self, session):
+        self.session, self.errors, self.updates, self.polls = session, [], 0, 0
+
+    def showError(self, error):
+        self.errors.append(error)
+
+    def setupChanged(self):
+        self.updates += 1
+
+    def pollSoon(self):
+        self.polls += 1
+
+
+def texts(table, column):
+    """The texts of a column."""
+    return [table.item(row, column).text() for row in range(table.rowCount)]
+
+
 @pytest.fixture
 def world(module, monkeypatch, tmp_path):
     """The application, not in testing mode, with empty settings."""
@@ -24,6 +45,24 @@ def world(module, monkeypatch, tmp_path):
     slicer_parts.pip_calls.clear()
     yield types.SimpleNamespace(qt=qt, slicer=slicer, dialogs=dialogs, pip=slicer_parts.pip_calls)
     slicer_double.check()
+
+
+@pytest.fixture
+def section(world):
+    """The section alone, with an owner in the panel's place; at the end it must not have reported errors."""
+    from MedCLIPSAMLib.resources import resource_path
+    from MedCLIPSAMLib.session import Session
+    from MedCLIPSAMPanel.setup_section import SetupSection
+
+    widget = world.slicer.util.loadUI(str(resource_path("UI", "MedCLIPSAM.ui")))
+    ui = world.slicer.util.childWidgetVariables(widget)
+    session = Session(world.slicer.mrmlScene)
+    made = SetupSection(ui, Owner(session))
+    made._kept = widget
+    yield made
+    made.cleanup()
+    session.close()
+    assert made.owner.errors == []
 
 
 @pytest.fixture

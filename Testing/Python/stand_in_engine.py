@@ -70,6 +70,7 @@ class StandInSegmenter:
         self.name = name
         self.calibration = PresenceCalibration((1.0, 1.0, 1.0), 0.0, 0.5)
         self.device = "cpu"
+        self.weights = ()
         self._image: np.ndarray | None = None
         self._calls: Counter[str] = Counter()
 

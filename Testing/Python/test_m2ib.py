@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from m2ib_reference import PlainTower, full_forward_m2ib
+from small_vit import SmallVit, random_picture, random_text
+from tower_reference import official_model, official_pixels, onto_image, plain_m2ib
 
 from MedCLIPSAMLib.clip.lite import LiteClip
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.images import Frame
-from MedCLIPSAMLib.saliency.m2ib import M2IBSettings, bottleneck_information, information_nats, m2ib
+from MedCLIPSAMLib.saliency.m2ib import M2IBSettings, bottleneck, information_nats, m2ib, m2ib_plane
 from MedCLIPSAMLib.saliency.normalise import minimum_maximum, to_image
 from MedCLIPSAMLib.saliency.patch_similarity import patch_similarity
 from MedCLIPSAMLib.saliency.registry import saliency_map
@@ -119,9 +121,17 @@ def test_a_layer_that_does_not_exist_is_refused(clip, image, text, layer):
         m2ib(clip, image, text, settings=replace(SETTINGS, layer=layer))
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"copies": 0}])
-def test_nothing_to_optimise_is_refused(change):
-    with pytest.raises(InputError, match="at least one step and one copy"):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "at least one step and one copy"),
+        ({"copies": 0}, "at least one step and one copy"),
+        ({"map": "mean"}, "no map 'mean'; choose 'capacity' or 'lambda'"),
+        ({"map": "lambda", "steps": 1}, "take at least two steps"),
+    ],
+)
+def test_settings_without_meaning_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
         replace(SETTINGS, **change)
 
 
@@ -136,12 +146,92 @@ def test_no_gradient_reaches_the_weights(clip, image, text):
 
 
 def test_more_beta_leaves_less_information(clip, image, text):
-    state = clip.image_state(image, 0)
-    left = [
-        float(bottleneck_information(clip, state, torch.from_numpy(text), replace(SETTINGS, beta=beta), 0).mean())
-        for beta in (0.0, 0.1, 1.0, 10.0)
-    ]
+    tokens = clip.image_state(image, 0).tokens[0]
+    left = []
+    for beta in (0.0, 0.1, 1.0, 10.0):
+        alpha = bottleneck(clip, tokens, torch.from_numpy(text), replace(SETTINGS, beta=beta), 0)
+        left.append(float(information_nats(tokens, alpha).mean()))
     assert left == sorted(left, reverse=True) and left[-1] < 0.9 * left[0], left
+
+
+class TestSmallTower:
+    """What concerns every token-based tower, on one that takes no time."""
+
+    SETTINGS = M2IBSettings(layer=1, beta=0.1, steps=6, copies=5)
+
+    def run(self, tower: SmallVit, **change) -> np.ndarray:
+        return m2ib(tower, random_picture(), random_text(), settings=replace(self.SETTINGS, **change), seed=2)
+
+    def test_the_lambda_map_is_the_mean_of_lambda(self):
+        """Read where the capacity is: before the last update."""
+        tower, text = SmallVit(), torch.from_numpy(random_text())
+        state = tower.image_state(random_picture(), 1)
+        tokens = state.tokens[0]
+        alpha = torch.full_like(tokens, 5.0).requires_grad_(True)
+        optimiser = torch.optim.Adam([alpha], lr=1.0)
+        generator = torch.Generator().manual_seed(2)
+        for _ in range(6):
+            keep = torch.sigmoid(alpha)
+            disturbed = keep * tokens + (1 - keep) * torch.randn((5, *tokens.shape), generator=generator)
+            reference, capacity = keep.detach().clone(), information_nats(tokens, alpha)
+            optimiser.zero_grad()
+            (0.1 * capacity.mean() - (tower.finish(disturbed, 1) @ text).mean()).backward()
+            optimiser.step()
+        got = self.run(SmallVit(), map="lambda")
+        expected = reference.mean(dim=-1)[1:].reshape(6, 6).numpy()
+        np.testing.assert_allclose(got, to_image(expected, state.frame), rtol=0, atol=1e-5)
+        expected = capacity.detach().sum(dim=-1)[1:].reshape(6, 6).numpy()
+        np.testing.assert_allclose(self.run(SmallVit()), to_image(expected, state.frame), rtol=0, atol=1e-5)
+        assert np.abs(got - self.run(SmallVit())).max() > 0.05
+
+    @pytest.mark.parametrize("memory_for", [4, 2, 1])
+    def test_copies_in_smaller_batches_give_the_same_map(self, memory_for):
+        tower = SmallVit()
+        tower.memory_for = memory_for
+        np.testing.assert_allclose(self.run(tower), self.run(SmallVit()), rtol=0, atol=1e-5)
+        assert any("memory" in note for note in tower.memory.take_notes())
+        assert max(tower.batches[-5:]) <= memory_for
+
+    def test_at_last_on_the_cpu(self):
+        tower = SmallVit(device="meta-gpu")
+        tower.memory_for = 0
+        np.testing.assert_allclose(self.run(tower), self.run(SmallVit()), rtol=0, atol=1e-5)
+        assert tower.memory.device == "cpu"
+
+    def test_other_errors_of_the_tower_are_not_hidden(self):
+        tower = SmallVit()
+        tower.finish = lambda tokens, layer: 1 / 0
+        with pytest.raises(ZeroDivisionError):
+            self.run(tower)
+
+    def test_nothing_is_computed_for_the_update_that_no_map_shows(self):
+        tower = SmallVit()
+        self.run(tower)
+        assert tower.batches == [5] * 5  # of six steps
+
+    def test_the_plane_is_the_map_before_interpolation(self):
+        plane, frame = m2ib_plane(SmallVit(), random_picture(), random_text(), settings=self.SETTINGS, seed=2)
+        assert plane.shape == (6, 6) and plane.dtype == np.float32
+        np.testing.assert_array_equal(to_image(plane, frame), self.run(SmallVit()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", [7, 8, 9])
+def test_biomedclip_equals_the_whole_tower_at_every_step(layer):
+    """At full size with random weights, against open_clip's own model.
+
+    The lambda map is made by the optimisation alone; the capacity of random tokens is mostly their size.
+    """
+    from full_models import biomedclip_model
+
+    model, image, text = biomedclip_model(), random_picture(3, (150, 220)), random_text(5, 512)
+    settings = M2IBSettings(layer=layer, beta=0.02, steps=4, copies=2)
+    planes = plain_m2ib(official_model(), official_pixels(image), torch.from_numpy(text), settings, seed=3)
+    for kind, plane in planes.items():
+        got = m2ib(model, image, text, settings=replace(settings, map=kind), seed=3)
+        np.testing.assert_allclose(got, onto_image(plane, image.shape), rtol=0, atol=1e-4, err_msg=kind)
+    other = m2ib(model, image, text, settings=replace(settings, map="lambda"), seed=4)
+    assert np.abs(other - got).max() > 0.01
 
 
 class TestInformation:

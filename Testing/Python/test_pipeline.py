@@ -76,7 +76,7 @@ def test_result_keeps_the_contract(build, method):
     assert result.prompt == PROMPT and result.saliency_method == method
     assert result.mask.any() and result.mutual_information.max() > 0, "three samples that agree everywhere?"
     assert result.saliency.min() == 0 and result.saliency.max() == 1
-    assert set(result.seconds) == {"presence", "saliency", "coarse mask", "samples", "mask"}
+    assert set(result.seconds) == {"presence", "saliency", "coarse mask", "samples", "image encoding", "mask"}
     assert result.presence.score is None and result.presence.threshold is None and result.presence.accepted
     assert not result.skipped and result.warnings == []
     json.dumps(segmenter.recipe.as_dict())
@@ -306,9 +306,9 @@ class TestBadRequests:
         assert len(warnings) == 2 and '"left"' in warnings[0] and '"larger"' in warnings[1]
 
     def test_unknown_saliency_method(self, build):
-        segmenter = build(saliency="gradcam")
+        segmenter = build(saliency="guesswork")
         segmenter.set_image(phantom())
-        with pytest.raises(InputError, match="gradcam"):
+        with pytest.raises(InputError, match="guesswork"):
             segmenter.segment(PROMPT)
 
 

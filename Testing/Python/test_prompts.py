@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from MedCLIPSAMLib.errors import InputError
+from MedCLIPSAMLib.prompt_sets import check_set_name, save_user_set, unusable_sets, user_sets, user_sets_folder
 from MedCLIPSAMLib.prompts import (
     check_prompt,
     ensemble_embedding,
@@ -24,6 +25,15 @@ from MedCLIPSAMLib.prompts import (
 from MedCLIPSAMLib.resources import resource_path
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the user's own sets: an empty place of this test's, which is not made."""
+    for name in ("XDG_DATA_HOME", "LOCALAPPDATA", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    assert not user_sets_folder().exists()
+    return user_sets_folder()
 
 
 def test_check_prompt_cleans() -> None:
@@ -167,6 +177,72 @@ def test_a_set_of_the_users_own(tmp_path: Path) -> None:
     assert prompts.source == str(file)
 
 
+def test_the_users_sets_stand_beside_those_of_the_software(own: Path) -> None:
+    shipped = prompt_sets()
+    assert not any(load_prompt_set(name).own for name in shipped)
+    file = save_user_set("leber-läsion", {"task": "abdomen ct", "design": "P4", "prompts": ["a", "b"], "mine": 1})
+    assert file == own / "leber-läsion.json" and [path.name for path in own.iterdir()] == [file.name]
+    loaded = load_prompt_set("leber-läsion")
+    assert loaded.own and loaded.is_ensemble and (loaded.task, loaded.prompts) == ("abdomen ct", ("a", "b"))
+    assert wordings("set: leber-läsion", 1) == [("a", "b")]
+    assert prompt_sets() == sorted([*shipped, "leber-läsion"])
+    assert user_sets()["leber-läsion"]["mine"] == 1
+    (own / "copied name.json").write_text('{"name": "brain-mri-p0", "prompts": ["a mass"]}')
+    assert load_prompt_set("copied name").name == "copied name"  # the file's name counts
+    with pytest.raises(InputError, match="did you mean leber-läsion"):
+        load_prompt_set("leber-läsio")
+
+
+def test_the_users_p2_has_an_ensemble_as_well(own: Path) -> None:
+    save_user_set("liver-ct-p2", {"design": "P2", "prompts": ["first", "second"]})
+    whole = load_prompt_set("liver-ct-p4")
+    assert whole.own and whole.is_ensemble and whole.prompts == ("first", "second") and "liver-ct-p4" in prompt_sets()
+    save_user_set("liver-ct-p4", {"design": "P4", "prompts": ["another"]})
+    assert load_prompt_set("liver-ct-p4").prompts == ("another",)
+
+
+@pytest.mark.parametrize("name", ["brain-mri-p0", "brain-mri-p4", "Brain-MRI-P4", "paper-brain-p2"])
+def test_no_set_of_the_users_takes_the_place_of_a_shipped_one(own: Path, name: str) -> None:
+    before = prompt_sets()
+    own.mkdir(parents=True)
+    file = own / f"{name}.json"
+    file.write_text('{"prompts": ["mine"]}')
+    assert prompt_sets() == before and user_sets() == {}
+    assert list(unusable_sets()) == [file] and "rename" in unusable_sets()[file]
+    if name in before:
+        assert "mine" not in load_prompt_set(name).prompts and not load_prompt_set(name).own
+    with pytest.raises(InputError, match="comes with the software"):
+        save_user_set(name, {"prompts": ["mine"]})
+
+
+def test_a_broken_set_of_the_users_spoils_nothing_else(own: Path) -> None:
+    before = prompt_sets()
+    own.mkdir(parents=True)
+    (own / "folder.json").mkdir()
+    (own / ".hidden.json").write_text('{"prompts": ["x"]}')
+    for number, content in enumerate(("{", '{"prompts": [3]}', "[" * 100_000, "\x00")):
+        (own / f"broken-{number}.json").write_text(content)
+    assert prompt_sets() == before
+    assert sorted(path.name for path in unusable_sets()) == [*(f"broken-{i}.json" for i in range(4)), "folder.json"]
+    with pytest.raises(InputError, match=r"broken-0\.json is not JSON"):
+        load_prompt_set("broken-0")
+    with pytest.raises(InputError, match=r"broken-1\.json: the prompt is 3"):
+        load_prompt_set("broken-1")
+
+
+def test_what_cannot_be_loaded_is_not_saved(own: Path) -> None:
+    for content in ({}, {"prompts": []}, {"prompts": [" "]}):
+        with pytest.raises(InputError):
+            save_user_set("mine", content)
+    assert not own.exists()
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a--b", "-a", "a-", "../a", "a/b", "a.b", "a_b", "NUL", "com1", "x" * 81])
+def test_names_that_no_file_should_have(name: str) -> None:
+    with pytest.raises(InputError, match="letters, digits and single hyphens"):
+        check_set_name(name)
+
+
 @pytest.mark.parametrize("content", ["{", "[1]", "{}", '{"prompts": []}', '{"prompts": ["  "]}', '{"prompts": "one"}'])
 def test_a_broken_set_is_refused(tmp_path: Path, content: str) -> None:
     file = tmp_path / "broken.json"
@@ -203,8 +279,8 @@ def test_a_missing_resource_says_what_to_do() -> None:
 def test_resources_are_found_in_every_layout(tmp_path: Path, layout: str) -> None:
     package = tmp_path / "MedCLIPSAMLib"
     package.mkdir()
-    for name in ("__init__.py", "errors.py", "resources.py", "prompts.py"):
-        shutil.copy(ROOT / "MedCLIPSAMLib" / name, package)
+    for file in (ROOT / "MedCLIPSAMLib").glob("*.py"):
+        shutil.copy(file, package)
     shutil.copytree(
         ROOT / "Resources" / "MedCLIPSAM", (package if layout == "pip" else tmp_path) / "Resources/MedCLIPSAM"
     )

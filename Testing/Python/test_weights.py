@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from MedCLIPSAMLib import weights
+from MedCLIPSAMLib import weights, weights_recorded
 from MedCLIPSAMLib.errors import ChecksumError, InputError, MissingWeightsError
 from MedCLIPSAMLib.weights import (
     Verification,
@@ -20,6 +21,7 @@ from MedCLIPSAMLib.weights import (
     registry,
     removable,
     remove,
+    resolve,
     user_folder,
     verified,
     verify,
@@ -51,6 +53,9 @@ def places(tmp_path, monkeypatch) -> dict[str, Path]:
     monkeypatch.setattr(weights, "_models_folder", lambda: tmp_path / "resource")
     monkeypatch.setattr(weights, "user_folder", lambda: tmp_path / "user")
     monkeypatch.setenv("MEDCLIPSAM_WEIGHTS", str(tmp_path / "offline"))
+    monkeypatch.delenv("MEDCLIPSAM_OWN_WEIGHTS", raising=False)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(name, "1")  # resolve() sets them; this is undone after the test
     package = tmp_path / "site/toy_weights_package"
     for folder in ("offline", "user", "resource", "site/toy_weights_package/asset"):
         (tmp_path / folder).mkdir(parents=True)
@@ -77,9 +82,8 @@ def test_shipped_registry_is_complete():
         assert weight.licence and weight.citation and weight.used_by, weight.name
         assert not Path(weight.file).is_absolute() and ".." not in weight.file
         assert (weight.install is not None) == weight.source.startswith("package:"), weight.name
-        if weight.sha256 is None:
-            assert weight.pending and weight.source.startswith("resource:"), weight.name
-        else:
+        assert not weight.pending, weight.name
+        if weight.sha256 is not None:
             assert len(weight.sha256) == 64 and int(weight.sha256, 16) and weight.sha256 == weight.sha256.lower()
             assert weight.bytes > 0
 
@@ -195,13 +199,13 @@ def test_verify_reads_anew(places):
     assert verify()[0].status == "wrong hash"
 
 
-def test_no_hash_is_accepted_for_pending_weights_only(places, caplog):
+def test_pending_weights_are_used_unchecked_and_not_recorded(places, caplog):
     path = put(places["resource"] / "ours.safetensors", b"trained yesterday")
     assert verified("ours") == path
     assert "used unchecked" in caplog.text
+    assert resolve(["ours"])["ours"].status == "unverified"
+    assert not (places["user"] / "recorded.json").exists()
     put(places["user"] / "no-hash.pth", b"anything")
-    with pytest.raises(ChecksumError, match=r"no SHA-256 is registered for 'no-hash'.*registry\.json"):
-        verified("no-hash")
     assert [found.status for found in verify()] == ["missing", "missing", "unregistered", "unregistered"]
 
 
@@ -298,3 +302,150 @@ def test_a_folder_with_other_files_is_kept(places):
     other = put(places["user"] / "hub/other.bin")
     remove("hub")
     assert other.is_file()
+
+
+def test_resolve_lists_everything_that_is_missing_in_one_error(places, monkeypatch):
+    put(places["user"] / "net.pth")
+    with pytest.raises(MissingWeightsError) as caught:
+        resolve(["packed", "hub", "ours", "no-hash"])
+    message = str(caught.value)
+    assert message.startswith(
+        "3 weight files are missing:\n- hub (hub/net.bin, 0.0 MB): Download https://example.org/net"
+    )
+    assert "- ours (ours.safetensors, size unknown): They are part of MedCLIPSAM" in message
+    assert "- no-hash (no-hash.pth, size unknown): Download https://example.org/no-hash.pth" in message
+    assert str(places["user"] / "no-hash.pth") in message
+    assert "packed" not in message
+    assert "weights fetch" not in message  # an offline folder is set
+    monkeypatch.delenv("MEDCLIPSAM_WEIGHTS")
+    with pytest.raises(MissingWeightsError, match=r'"medclipsam weights fetch hub no-hash" downloads what can be'):
+        resolve(["hub", "ours", "no-hash"])
+    with pytest.raises(InputError, match="no weights 'hubb'"):
+        resolve(["packed", "hubb"])
+
+
+def test_resolve_tells_content_and_trust(places):
+    path = put(places["user"] / "net.pth")
+    other = put(places["offline"] / "no-hash.pth", b"anything")
+    found = resolve(["no-hash", "packed", "no-hash"])
+    assert list(found) == ["no-hash", "packed"]
+    assert found["packed"] == weights.Resolved("packed", path, hashlib.sha256(CONTENT).hexdigest(), "verified")
+    assert found["no-hash"] == weights.Resolved("no-hash", other, hashlib.sha256(b"anything").hexdigest(), "recorded")
+    put(path, CONTENT[::-1])
+    with pytest.raises(ChecksumError, match=r"net\.pth"):
+        resolve(["no-hash", "packed"])
+
+
+def test_the_first_use_records_and_another_content_is_refused_from_then_on(places, caplog):
+    path = put(places["user"] / "no-hash.pth", b"anything")
+    assert verify()[3].status == "unregistered" and not (places["user"] / "recorded.json").exists()
+    assert verified("no-hash") == path
+    sha256 = hashlib.sha256(b"anything").hexdigest()
+    assert f"No SHA-256 is published for no-hash; the one it has now, {sha256}, is recorded" in caplog.text
+    caplog.clear()
+    assert verified("no-hash") == path
+    assert caplog.text == ""
+    assert verify()[3].status == "ok" and "recorded at the first use" in verify()[3].message
+    put(path, b"ANYTHING")
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(ChecksumError, match=f"{sha256} was recorded at the first use.*weights remove no-hash"):
+        verified("no-hash")
+    assert list(verifying("no-hash"))[-1].status == verify()[3].status == "wrong hash"
+    put(places["offline"] / "no-hash.pth", b"third")  # wherever the file lies
+    with pytest.raises(ChecksumError, match="offline"):
+        verified("no-hash")
+    (places["offline"] / "no-hash.pth").unlink()
+    remove("no-hash")
+    assert "no-hash" not in json.loads((places["user"] / "recorded.json").read_text("utf-8"))
+    put(path, b"ANYTHING")
+    assert resolve(["no-hash"])["no-hash"].status == "recorded"
+
+
+def test_a_record_of_another_registered_address_does_not_count(places, monkeypatch):
+    """A newer version of MedCLIPSAM may register another revision of the file."""
+    put(places["user"] / "no-hash.pth", b"one")
+    verified("no-hash")
+    moved = entry("no-hash", "no-hash.pth", "https://example.org/v2/no-hash.pth", bytes=None, sha256=None)
+    monkeypatch.setattr(weights, "_entries", lambda: (moved,))
+    put(places["user"] / "no-hash.pth", b"two!")
+    assert resolve(["no-hash"])["no-hash"].status == "recorded"
+
+
+def test_a_record_that_cannot_be_read_is_not_overwritten(places):
+    """Otherwise a damaged record would make every file trusted anew."""
+    put(places["user"] / "no-hash.pth", b"anything")
+    record = put(places["user"] / "recorded.json", b'{"no-hash": {"sha')
+    with pytest.raises(InputError, match=r"recorded\.json cannot be read"):
+        verified("no-hash")
+    record.write_text("[]")
+    with pytest.raises(InputError, match="holds no JSON object"):
+        verified("no-hash")
+    assert record.read_text() == "[]"
+
+
+def test_where_nothing_can_be_recorded_the_file_is_unverified(places, monkeypatch, caplog):
+    path = put(places["offline"] / "no-hash.pth", b"anything")
+    monkeypatch.setattr(weights, "user_folder", lambda: path / "a file is no folder")
+    found = resolve(["no-hash"])["no-hash"]
+    assert (found.path, found.status) == (path, "unverified")
+    assert "cannot be recorded" in caplog.text
+
+
+def test_records_of_several_processes_do_not_get_lost(places):
+    script = """
+import sys
+from pathlib import Path
+from MedCLIPSAMLib.weight_entry import Weight
+from MedCLIPSAMLib.weights_recorded import record
+for number in range(20):
+    name = f"{sys.argv[2]}-{number}"
+    weight = Weight(name, name, "https://example.org", None, None, "-", "-", ())
+    assert record(Path(sys.argv[1]), weight, "0" * 64, 1)
+"""
+    command = [sys.executable, "-c", script, str(places["user"])]
+    children = [subprocess.Popen([*command, str(n)], cwd=ROOT, stderr=subprocess.PIPE) for n in range(3)]
+    assert [one.communicate()[1] and one.returncode for one in children] == [0, 0, 0]
+    assert len(json.loads((places["user"] / weights_recorded.FILE).read_text("utf-8"))) == 60
+
+
+@pytest.fixture
+def own(places, tmp_path, monkeypatch) -> Path:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    monkeypatch.setenv("MEDCLIPSAM_OWN_WEIGHTS", str(folder))
+    return folder
+
+
+def test_the_users_own_file_is_used_and_called_unverified(places, own, caplog):
+    put(places["offline"] / "net.pth")
+    path = put(own / "net.pth", b"my own training")
+    found = resolve(["packed"])["packed"]
+    sha256 = hashlib.sha256(b"my own training").hexdigest()
+    assert found == weights.Resolved("packed", path, sha256, "unverified")
+    assert f"{path} is your own file (MEDCLIPSAM_OWN_WEIGHTS)" in caplog.text
+    assert verify()[0].status == list(verifying("packed"))[-1].status == "unregistered"
+    put(path)  # the registered file, as it happens
+    assert resolve(["packed"])["packed"].status == "verified"
+    path.unlink()
+    assert resolve(["packed"])["packed"].path == places["offline"] / "net.pth"
+
+
+def test_an_own_file_without_published_hash_is_not_recorded(places, own):
+    put(own / "no-hash.pth", b"my own")
+    assert resolve(["no-hash"])["no-hash"].status == "unverified"
+    assert not (places["user"] / "recorded.json").exists()
+
+
+def test_without_the_variable_a_wrong_hash_is_never_loaded(places, own, monkeypatch):
+    """Nor with it, for a file in another folder."""
+    put(own / "net.pth", b"my own training")
+    put(places["offline"] / "hub/net.bin", CONTENT[::-1])
+    with pytest.raises(ChecksumError):
+        resolve(["hub"])
+    monkeypatch.delenv("MEDCLIPSAM_OWN_WEIGHTS")
+    put(places["user"] / "net.pth", b"my own training")
+    with pytest.raises(ChecksumError):
+        resolve(["packed"])
+    monkeypatch.setenv("MEDCLIPSAM_OWN_WEIGHTS", str(own / "typo"))
+    with pytest.raises(InputError, match=r"MEDCLIPSAM_OWN_WEIGHTS is .*typo"):
+        resolve(["packed"])
