@@ -1,4 +1,4 @@
-"""Commands that list what there is: samples, engines, prompt sets."""
+"""Commands that list what there is: samples, engines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from MedCLIPSAMLib.cli_weights import add_weights
 
 def add_lists(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    for command in (samples, engines, prompts):
+    for command in (samples, engines):
         app.command()(command)
     add_weights(app)
 
@@ -25,27 +25,41 @@ def samples() -> None:
 
 
 def engines() -> None:
-    """List the engines and their presets, with a sentence on each."""
+    """List the engines, their presets and the segmenters, with a sentence on each, and what they download."""
     with reported(False):
-        from MedCLIPSAMLib.engines import engine_names
+        from MedCLIPSAMLib.engines import engine_names, engine_weights, segmenter_names
         from MedCLIPSAMLib.recipe import load_recipe
+        from MedCLIPSAMLib.sam.registry import SEGMENTER_WEIGHTS
 
         for name in engine_names():
             recipe = load_recipe(name)
             typer.echo(f"{name}  {recipe.about}".rstrip())
-            for preset, changes in (recipe.presets or {}).items():
-                typer.echo(f"    --preset {preset:<14}  {changes.get('about', '')}".rstrip())
+            typer.echo(f"    {_weights_text(engine_weights(name))}")
+            presets = recipe.presets or {}
+            width = max(map(len, presets), default=0)
+            for preset, changes in presets.items():
+                typer.echo(f"    --preset {preset:<{width}}  {changes.get('about', '')}".rstrip())
+        typer.echo("finetuned:FOLDER  A BiomedCLIP or lite model that was fine-tuned, in the published one's place.")
+        typer.echo("\nENGINE+SEGMENTER takes another segmenter than the engine's own, for example biomedclip+medsam:")
+        for name in segmenter_names():
+            typer.echo(f"    {name:<12}  {_weights_text(SEGMENTER_WEIGHTS[name])}")
 
 
-def prompts() -> None:
-    """List the prompt sets by task; --prompt set:NAME takes one."""
-    with reported(False):
-        from MedCLIPSAMLib.prompts import load_prompt_set, prompt_sets
+def _weights_text(names: tuple[str, ...]) -> str:
+    """Return in words what weights there are to be had, and how much of them is missing."""
+    from MedCLIPSAMLib import weights
+    from MedCLIPSAMLib.errors import MissingWeightsError
 
-        tasks: dict[str, list[str]] = {}
-        for name in prompt_sets():
-            tasks.setdefault(load_prompt_set(name).task or "other", []).append(name)
-        for task, names in tasks.items():
-            typer.echo(task)
-            for name in names:
-                typer.echo(f"    set:{name}")
+    registry, missing = weights.registry(), []
+    for name in names:
+        try:
+            weights.locate(name)
+        except MissingWeightsError:
+            missing.append(name)
+    licences = ", ".join(dict.fromkeys(registry[name].licence for name in names))
+    if not missing:
+        return f"installed; weights: {licences}"
+    size = sum(registry[name].bytes or 0 for name in missing)
+    more = "" if all(registry[name].bytes for name in missing) else " or more"
+    size_text = f"{size / 1e6:.0f} MB{more}" if size else "size unknown"
+    return f"to download: {size_text} ({', '.join(missing)}); weights: {licences}"

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from MedCLIPSAMLib.cli_options import reported
-from MedCLIPSAMLib.errors import MedCLIPSAMError
+from MedCLIPSAMLib.errors import InputError, MedCLIPSAMError, MissingWeightsError
 from MedCLIPSAMLib.weight_entry import Weight, size_text
 
 weights_app = typer.Typer(
@@ -58,7 +58,10 @@ def verify(
 
 @weights_app.command()
 def fetch(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="See `medclipsam weights list`.")],
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME...]", help="See `medclipsam weights list`.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="All that this engine lacks; see `medclipsam engines`.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; for scripts.")] = False,
 ) -> None:
     """Download weight files into your data folder and check them; what broke off goes on where it was."""
@@ -66,7 +69,13 @@ def fetch(
         from MedCLIPSAMLib import weights
         from MedCLIPSAMLib.download import check_fetchable
 
-        wanted = [check_fetchable(name) for name in dict.fromkeys(names)]
+        if not names and engine is None:
+            raise InputError("there is nothing to fetch; pass names of weights, or --engine NAME.")
+        lacking = [] if engine is None else _lacking(engine)
+        wanted = [check_fetchable(name) for name in dict.fromkeys([*(names or ()), *lacking])]
+        if not wanted:
+            typer.echo(f"{engine} has all its weights.")
+            return
         for weight in wanted:
             _describe(weight)
         if not yes:
@@ -85,6 +94,21 @@ def remove(name: Annotated[str, typer.Argument(help="See `medclipsam weights lis
         from MedCLIPSAMLib import weights
 
         typer.echo(f"Deleted: {weights.remove(name)}")
+
+
+def _lacking(engine: str) -> list[str]:
+    """Return the names of the weights that an engine needs and that are not there."""
+    from MedCLIPSAMLib import weights
+    from MedCLIPSAMLib.engines import check_choice, engine_weights
+
+    check_choice(engine, None, "auto")
+    missing = []
+    for name in engine_weights(engine):
+        try:
+            weights.locate(name)
+        except MissingWeightsError:
+            missing.append(name)
+    return missing
 
 
 def _describe(weight: Weight) -> None:

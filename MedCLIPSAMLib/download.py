@@ -99,7 +99,7 @@ def fetch(name: str, *, progress: Progress | None = None, cancelled: Cancelled |
     with _alone(folder, weight, part_path, progress, cancelled):
         if path.is_file() and weights.check_file(weight, path).status == "ok":
             return path
-        part = PartFile(part_path, url, size=weight.bytes, checked=weight.sha256 is not None)
+        part = PartFile(part_path, url, checked=weight.sha256 is not None)
         try:
             transfer(url, part, size=weight.bytes, progress=progress, cancelled=cancelled)
         except OtherFileError as error:
@@ -187,7 +187,10 @@ def main() -> int:
 
     events = take_stdout()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s:%(name)s: %(message)s", stream=sys.stderr)
-    from MedCLIPSAMLib import http_range  # noqa: F401  native code; on Windows not while a thread waits for a pipe
+    # Both load native code, which on Windows must not happen while a thread waits for a pipe.
+    import filelock  # noqa: F401
+
+    from MedCLIPSAMLib import http_range  # noqa: F401
 
     closed = threading.Event()
     threading.Thread(target=_watch, args=(closed,), name="stdin", daemon=True).start()

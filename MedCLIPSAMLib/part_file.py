@@ -25,13 +25,12 @@ class PartFile:
         sha256: What the server says of the whole file; None where it says nothing.
     """
 
-    def __init__(self, path: Path, url: str, *, size: int | None = None, checked: bool = False) -> None:
+    def __init__(self, path: Path, url: str, *, checked: bool = False) -> None:
         """Look at what is there; what cannot be gone on with is deleted.
 
         Args:
             path: The part file.
             url: Only what came from there is gone on with.
-            size: Of the whole file in bytes.
             checked: The SHA-256 of the whole file will be compared, so a part without a version is no danger.
         """
         self.path, self.done = path, 0
@@ -44,12 +43,11 @@ class PartFile:
         with suppress(OSError, ValueError):
             read = json.loads(self._known.read_text(encoding="utf-8"))
             known = read if isinstance(read, dict) else {}
-        version, sha256, there = known.get("version"), known.get("sha256"), path.stat().st_size
-        usable = known.get("url") == url and (checked or isinstance(version, str))
-        if not usable or (size is not None and there > size):
+        version, sha256 = known.get("version"), known.get("sha256")
+        if known.get("url") != url or not (checked or isinstance(version, str)):
             self.discard()
             return
-        self.done = there
+        self.done = path.stat().st_size
         self.version = version if isinstance(version, str) else None
         self.sha256 = sha256 if isinstance(sha256, str) else None
 

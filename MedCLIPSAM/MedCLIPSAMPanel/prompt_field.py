@@ -7,10 +7,12 @@ from typing import Any
 import qt
 from slicer.i18n import tr as _
 
+from MedCLIPSAMLib.prompts import SET_PREFIX
 from MedCLIPSAMPanel import prompt_history, wording
 from MedCLIPSAMPanel.guard import guarded
 
 _SHORT = 64  # characters of a menu entry
+_PHRASE = 40  # characters of a prompt that may be a target's name
 _LEAST = 2  # characters of a line before completions are offered
 
 
@@ -23,6 +25,7 @@ class PromptField:
         self._examples: dict[str, list[str]] | None = None
         self._preset_prompts: list[str] = []
         self._offered = ""  # what offer() has put into the field
+        self._writer: Any = None  # the window PromptWriter, once it was asked for
         self._completer: Any = None
         self._chosen = ""  # the completion that the arrow keys have reached
         self._blocks = 1
@@ -33,6 +36,12 @@ class PromptField:
             button.setMenu(menu)
             self._menus.append(menu)
         ui.promptEdit.connect("textChanged()", self.onTextChanged)
+
+    def cleanup(self) -> None:
+        """Close the window of the language model."""
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            writer.cleanup()
 
     def lines(self) -> list[str]:
         """Return the prompts: the lines that are not blank, without outer white space."""
@@ -181,6 +190,23 @@ class PromptField:
             menu.toolTipsVisible = True
             for text in entries:
                 self._add_action(menu, text)
+        self._menus[1].addSeparator()
+        self._menus[1].addAction(_("Write with a language model…")).connect("triggered()", self.onWrite)
+
+    @guarded
+    def onWrite(self) -> None:
+        """Open the window in which a language model is asked for prompts."""
+        if self._writer is None:
+            from MedCLIPSAMPanel.prompt_writer import PromptWriter
+
+            self._writer = PromptWriter(self.owner, self.add, self._forget_sets)
+        first = next(iter(self.lines()), "")
+        phrase = len(first) <= _PHRASE and not first.startswith(SET_PREFIX)
+        self._writer.show(first if phrase else "")
+
+    def _forget_sets(self) -> None:
+        """Read the prompt sets anew the next time: there is a new one."""
+        self._examples = self._completer = None
 
     def _add_action(self, menu: Any, text: str) -> None:
         short = text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"

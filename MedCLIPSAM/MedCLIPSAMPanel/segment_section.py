@@ -197,3 +197,4 @@ class SegmentSection:
 
     def cleanup(self) -> None:
         self.run.cleanup()
+        self.prompts.cleanup()

@@ -77,7 +77,8 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], name: str) -> 
     if odd:
         raise InputError(f"these are not the weights of {name}: {', '.join(map(str, odd[:4]))} is not a tensor.")
     try:
-        module.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+        single = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+        module.load_state_dict(single, assign=True)
     except RuntimeError as error:
         details = " ".join(line.strip() for line in str(error).splitlines()[1:])
         raise InputError(f"these are not the weights of {name}: {details[:400]}") from error
@@ -106,6 +107,8 @@ def load_biomedclip(
         raise InputError(f"{weights}: {error}" if str(weights) not in str(error) else str(error)) from error
     rows = model.text.transformer.embeddings.word_embeddings.num_embeddings
     if tokens.size > rows:
-        raise InputError(f"{tokenizer} has {tokens.size} tokens, but the text model knows {rows}: it is another model's.")
+        raise InputError(
+            f"{tokenizer} has {tokens.size} tokens, but the text model knows {rows}: it is another model's."
+        )
     scale = math.exp(float(model.logit_scale.detach()))
     return OpenClipModel(name, ImageTower(model.visual), BertTower(model.text, tokens), scale, device, precision)

@@ -13,7 +13,6 @@ from torch.nn import functional
 from MedCLIPSAMLib.clip.transformer_block import TransformerBlock
 from MedCLIPSAMLib.errors import InputError
 
-
 GRADIENT_SCALE = 1024.0
 """In half precision the gradients on their way back are larger by this: float16 holds nothing below 6e-8."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +25,8 @@ REMEMBERED = 8
 """Token states that are kept, 0.6 MB each: all samples of an image start from the same one."""
 _CPU_BATCH, _GPU_BATCH = 8, 64
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_Item = TypeVar("_Item")
 
 
 class OpenClipModel:
@@ -63,7 +67,7 @@ class OpenClipModel:
 
     def encode_images(self, images: list[np.ndarray]) -> np.ndarray:
         """See :class:`VisionLanguageModel`."""
-        return in_batches(self.memory, images, lambda some: self.encode_input(self._pixels(some)))
+        return in_batches(self.memory, images, lambda some: self.encode_input(self._pixels(some)), "images")
 
     def encode_texts(self, prompts: list[str]) -> np.ndarray:
         """See :class:`VisionLanguageModel`; texts of similar length are computed together."""
@@ -105,7 +109,7 @@ class OpenClipModel:
     def _frame(self, image: np.ndarray) -> Frame:
         return Frame(image.shape[0], image.shape[1], self.image.size, keep_aspect=False)
 
-    def _pixels(self, images: list[np.ndarray]) -> Tensor:
+    def _pixels(self, images: Sequence[np.ndarray]) -> Tensor:
         return torch.cat([squashed(image, self.image.size) for image in images]).to(self.memory.device)
 
     @torch.no_grad()
@@ -158,22 +162,27 @@ def squashed(image: np.ndarray, size: int) -> Tensor:
     return (pixels - mean) / deviation
 
 
-def in_batches(memory: MemoryGuard, items: list, encode) -> np.ndarray:
+def in_batches(
+    memory: MemoryGuard, items: Sequence[_Item], encode: Callable[[Sequence[_Item]], Tensor], kind: str
+) -> np.ndarray:
     """Return ``encode`` of all items, (N, D) float32, so many at a time as the device's memory allows."""
 
     def work(batch: int) -> np.ndarray:
         parts = [encode(items[start : start + batch]).cpu().numpy() for start in range(0, len(items), batch)]
         return np.concatenate(parts)
 
-    return memory.run(work, _CPU_BATCH if memory.device == "cpu" else _GPU_BATCH)
+    most = _CPU_BATCH if memory.device == "cpu" else _GPU_BATCH
+    return memory.run(work, max(1, min(most, len(items))), kind)
 
 
 @torch.inference_mode()
-def encode_texts(text: TextTower, memory: MemoryGuard, prompts: list[str]) -> np.ndarray:
+def encode_texts(text: TextTower, memory: MemoryGuard, prompts: Sequence[str]) -> np.ndarray:
     """Return unit vectors (N, D) float32 of prompts; those of similar length share a batch, so little is padded."""
     rows = text.tokenize(prompts)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    vectors = in_batches(memory, [rows[index] for index in order], lambda some: text.vectors(padded(some, memory.device)))
+    vectors = in_batches(
+        memory, [rows[index] for index in order], lambda some: text.vectors(padded(some, memory.device)), "texts"
+    )
     unsorted = np.empty_like(vectors)
     unsorted[order] = vectors
     return unsorted

@@ -5,6 +5,7 @@ Lin et al., "PMC-CLIP: Contrastive Language-Image Pre-training using Biomedical 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -51,9 +52,11 @@ class PmcClip:
 
     def encode_images(self, images: list[np.ndarray]) -> np.ndarray:
         """See :class:`VisionLanguageModel`."""
-        return in_batches(
-            self.memory, images, lambda some: self.encode_input(torch.cat([squashed(image, SIZE) for image in some]))
-        )
+
+        def encode(some: Sequence[np.ndarray]) -> Tensor:
+            return self.encode_input(torch.cat([squashed(image, SIZE) for image in some]))
+
+        return in_batches(self.memory, images, encode, "images")
 
     def encode_texts(self, prompts: list[str]) -> np.ndarray:
         """See :class:`VisionLanguageModel`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,13 +18,14 @@ _FOREIGN_OBJECT = ("Unsupported global", "Unsupported class", "Can only", "unrec
 """What torch says of a file that is whole, but holds objects that it would have to trust."""
 
 
-def read_checkpoint(path: Path, allowed: Sequence[type] = ()) -> dict[str, Tensor]:
+def read_checkpoint(path: Path, allowed: Sequence[Callable[..., object]] = ()) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint, on the CPU and in float32.
 
     Args:
         path: A state dictionary as .pth, .pt or .safetensors; also one under the entry "model" of a training
             checkpoint, and with the "module." that parallel training puts before every key.
-        allowed: Classes, beside tensors and plain containers, whose objects the file may hold.
+        allowed: What may be called, under its own full name, for objects that are neither tensors nor plain
+            containers; with torch before 2.5 nothing.
 
     Raises:
         InputError: The file is damaged, no state dictionary, or holds objects that are not allowed.
@@ -107,6 +108,6 @@ def _reason(error: Exception) -> str:
     return next((line for line in lines if line.startswith("WeightsUnpickler error")), lines[0])
 
 
-def _allowing(classes: Sequence[type]) -> contextlib.AbstractContextManager[object]:
+def _allowing(classes: Sequence[Callable[..., object]]) -> contextlib.AbstractContextManager[object]:
     safe_globals = getattr(torch.serialization, "safe_globals", None)  # since torch 2.5
     return safe_globals(list(classes)) if classes and safe_globals else contextlib.nullcontext()

@@ -92,7 +92,10 @@ class LiteEncoder:
 
     def prepare(self, images: Sequence[np.ndarray]) -> None:
         """Encode the first few of ``images``, as many as are remembered; on a GPU four at a time."""
-        wanted = {content_digest(image): image for image in images[:REMEMBERED]}
+        wanted: dict[str, np.ndarray] = {}
+        for image in images:
+            if len(wanted) < REMEMBERED:
+                wanted.setdefault(content_digest(image), image)
         for key in wanted:
             if key in self._remembered:
                 self._remembered.move_to_end(key)  # or the new ones would push it out
@@ -104,7 +107,7 @@ class LiteEncoder:
                 for key, features in zip(keys, self._encode(some), strict=True):
                     self._remember(key, features)
 
-        self.memory.run(work, 1 if self.device.type in ("cpu", "mps") else 4, "encoder")
+        self.memory.run(work, 1 if self.memory.device in ("cpu", "mps") else 4, "encoder")
 
     def follow(self, move: Callable[[torch.device], None]) -> None:
         """Have ``move`` called with the new device whenever the encoder has gone to another one."""

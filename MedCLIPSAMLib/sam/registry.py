@@ -43,9 +43,10 @@ def load_segmenter(name: str, files: Mapping[str, Path], device: str, precision:
     from MedCLIPSAMLib.sam.sam_med2d import IN_THE_FILE, SamMed2D
     from MedCLIPSAMLib.sam.segment_anything_model import SegmentAnything
 
+    state = read_checkpoint(path, IN_THE_FILE if name == "sam-med2d" else ())
     settings = {"identity": f"{name} {file_identity(path)}", "device": device, "precision": precision}
     if name == "medsam":
-        return MedSAM(read_checkpoint(path), **settings)
+        return MedSAM(state, **settings)
     if name == "sam-med2d":
-        return SamMed2D(read_checkpoint(path, IN_THE_FILE), **settings)
-    return SegmentAnything(name, read_checkpoint(path), **settings)
+        return SamMed2D(state, **settings)
+    return SegmentAnything(name, state, **settings)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from MedCLIPSAMLib.images import Frame
@@ -14,8 +13,23 @@ from MedCLIPSAMLib.sam.interpolation import through_input
 from MedCLIPSAMLib.sam.sam_family import PIXEL_MEAN, PIXEL_STD, SamFamily
 from MedCLIPSAMLib.sam.vit_encoder import VIT_B, VitShape
 
-IN_THE_FILE = (torch.optim.Adam,)
-"""The official checkpoint holds its optimiser beside the weights, as an object; nothing is done with it."""
+
+class _Optimiser:
+    """Takes the place of the optimiser in the official checkpoint, and forgets what is read into it."""
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _plain(*_: object) -> dict[object, object]:
+    return {}
+
+
+# torch asks for objects by the name that they have in the file
+_Optimiser.__module__, _Optimiser.__name__, _Optimiser.__qualname__ = "torch.optim.adam", "Adam", "Adam"
+_plain.__module__, _plain.__name__, _plain.__qualname__ = "collections", "defaultdict", "defaultdict"
+IN_THE_FILE = (_Optimiser, _plain, dict)
+"""Stand-ins for what the official checkpoint holds beside the weights: the object of the optimiser that made them."""
 
 
 class SamMed2D(SamFamily):

@@ -89,3 +89,8 @@ def run(panel: Any, prompts: str, scope: str = "slice") -> None:
     panel.ui.applyButton.click()
     assert panel.ui.applyButton.text == "Cancel"
     wait_until(lambda: panel.session.state == "idle")
+
+
+def texts(table: Any, column: int) -> list[str]:
+    """Return the texts of a table's column."""
+    return [table.item(row, column).text() for row in range(table.rowCount)]

@@ -11,7 +11,7 @@ import types
 from pathlib import Path
 
 import pytest
-from setup_fixtures import texts
+from panel_scenes import texts
 
 pytest_plugins = ["setup_fixtures"]
 

@@ -112,7 +112,8 @@ def test_history_is_kept_for_the_user_and_the_scene(panel, scene):
 def test_examples_by_task(panel):
     panel.segment.prompts.onExamplesMenu()
     tasks = [action.text for action in panel.ui.promptSetsButton.menu().actions()]
-    assert tasks == ["Brain MRI", "Breast ultrasound", "Chest CT", "Chest X-ray"]
+    assert tasks[:4] == ["Brain MRI", "Breast ultrasound", "Chest CT", "Chest X-ray"]
+    assert tasks[4:] == ["", "Write with a language model…"]
     submenu = panel.ui.promptSetsButton.menu().actions()[tasks.index("Brain MRI")].menu()
     assert any(action.toolTip.startswith("set:brain-mri-p4") for action in submenu.actions())
     submenu.actions()[0].trigger()

@@ -25,11 +25,6 @@ class Owner:
         self.polls += 1
 
 
-def texts(table, column):
-    """The texts of a column."""
-    return [table.item(row, column).text() for row in range(table.rowCount)]
-
-
 @pytest.fixture
 def world(module, monkeypatch, tmp_path):
     """The application, not in testing mode, with empty settings."""

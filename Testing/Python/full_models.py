@@ -24,10 +24,7 @@ from MedCLIPSAMLib.torchvision_import import ensure_torchvision
 if TYPE_CHECKING:
     from MedCLIPSAMLib.clip.base import VisionLanguageModel
 
-WORDS = (
-    "a an the of in on with and breast tumor tumour ultrasound brain mri chest x ray ct lung lungs image scan showing "
-    "benign malignant medical glioma region dark bright".split()
-)
+WORDS = ("breast", "tumor", "tumour", "ultrasound", "brain", "mri", "chest", "ray", "ct", "lung", "image", "dark", "of")
 BERT = {
     "model_type": "bert",
     "vocab_size": 30522,
@@ -69,7 +66,7 @@ CLIP_VIT_B_16 = {
 def random_state(shapes: Mapping[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
     """Random tensors of the given shapes whose activations neither vanish nor explode, with no bias at 0 or scale at 1.
 
-    A library's own initialisation leaves biases at 0 and normalisations at 1, so that a loader could mix them up unseen.
+    A library's own initialisation leaves biases at 0 and normalisations at 1, so a loader could mix them up unseen.
     """
     generator = torch.Generator().manual_seed(seed)
     state = {}
@@ -94,7 +91,7 @@ def random_state(shapes: Mapping[str, Tensor], seed: int = 0) -> dict[str, Tenso
 
 
 def official_biomedclip(state: Mapping[str, Tensor] | None = None) -> nn.Module:
-    """open_clip's own BiomedCLIP in eval mode with the weights of ``state``; without, on the meta device (shapes alone)."""
+    """open_clip's own BiomedCLIP in eval mode with the weights of ``state``; without, on the meta device."""
     open_clip = _open_clip()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(BERT))
@@ -130,8 +127,8 @@ def random_clip(folder: Path, seed: int = 0) -> dict[str, Path]:
     state = {name: value.half() if value.ndim else value for name, value in state.items()}
     sizes = {"input_resolution": 224, "context_length": 77, "vocab_size": 49408}
     state |= {name: torch.tensor(value) for name, value in sizes.items()}
-    file = folder / "ViT-B-16.pt"
-    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "clip" / "ViT-B-16.pt"
+    file.parent.mkdir(parents=True, exist_ok=True)
     torch.jit.script(_tree(state)).save(str(file))
     return {"clip-vit-b-16": file}
 
@@ -145,17 +142,18 @@ def random_pmc_clip(folder: Path, seed: int = 0) -> dict[str, Path]:
     with torch.device("meta"):
         image = ModifiedResNet([3, 4, 6, 3], output_dim=768, heads=8, image_size=224, width=64).state_dict()
         text = BertModel(BertConfig(**{k: v for k, v in BERT.items() if k != "model_type"})).state_dict()
-    folder.mkdir(parents=True, exist_ok=True)
+    home, tokenizer = folder / "pmc-clip", folder / "biomedclip" / "tokenizer.json"
+    for place in (home, tokenizer.parent):
+        place.mkdir(parents=True, exist_ok=True)
     parts = {
         "image_encoder(resnet50).pth": random_state(image, seed),
         "text_encoder.pth": random_state(text, seed + 1),
         "text_projection_layer.pth": random_state({"weight": torch.empty(768, 768)}, seed + 2)["weight"],
     }
     for name, content in parts.items():
-        torch.save(content, folder / name)
-    tokenizer = folder / "tokenizer.json"
+        torch.save(content, home / name)
     toy_tokenizer(tokenizer)
-    image_file, text_file, projection = (folder / name for name in parts)
+    image_file, text_file, projection = (home / name for name in parts)
     return {
         "pmc-clip-image": image_file,
         "pmc-clip-text": text_file,
@@ -168,7 +166,7 @@ def toy_vocabulary() -> list[str]:
     """A small vocabulary whose first five entries are those of BiomedBERT's: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
     pieces = [*letters, *(f"##{letter}" for letter in letters), *".,:;-()/'\""]
-    return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces, *(word for word in WORDS if len(word) > 1)]
+    return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces, *WORDS]
 
 
 def toy_tokenizer(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""BiomedCLIP at full size with random weights: what open_clip computes, offline, from every layout of its checkpoint."""
+"""BiomedCLIP at full size with random weights: what open_clip computes, offline, from every layout."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 from pathlib import Path
 from MedCLIPSAMLib.clip.registry import load_clip
-model = load_clip("biomedclip", {{k: Path(v) for k, v in {({k: str(v) for k, v in files.items()})!r}.items()}}, "cpu",
+model = load_clip("biomedclip", {{k: Path(v) for k, v in { ({k: str(v) for k, v in files.items()})!r}.items()}}, "cpu",
                   "float32")
 assert model.encode_texts(["brain mri"]).shape == (1, 512)
 print("attempts", attempts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from copy import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ class TestSmallTower:
 class TestLite:
     """The lite engine's own tower, which pads the image instead of squashing it."""
 
-    @pytest.mark.parametrize("method", [gradcam, gscorecam])
+    @pytest.mark.parametrize("method", [gradcam, partial(gscorecam, channels=5)], ids=["gradcam", "gscorecam"])
     def test_a_map_over_the_image(self, untrained_segmenter, method):
         clip = untrained_segmenter.clip
         text = clip.encode_texts(["a round bright mass"])[0]

@@ -16,6 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from MedCLIPSAMLib import cli, cli_options, reporting, segment_job, weights
+from MedCLIPSAMLib.engines import engine_names, segmenter_names
 from MedCLIPSAMLib.errors import InputError, MissingWeightsError, OutputError
 from MedCLIPSAMLib.file_io import read_image
 from MedCLIPSAMLib.file_output import write_map_nrrd, write_mask_png
@@ -149,17 +150,25 @@ def test_folder_without_dicom_is_one_line_also_of_itk(tmp_path: Path, capfd: pyt
     assert capfd.readouterr().err == ""
 
 
-def test_engines_and_prompts_are_listed() -> None:
-    engines = CliRunner().invoke(cli.app, ["engines"], catch_exceptions=False).stdout.splitlines()
-    settings = json.loads((ROOT / "Resources/MedCLIPSAM/Engines/lite.json").read_text("utf-8"))
-    assert engines[0].startswith("lite  LiteMedSAM")
-    for line, (name, preset) in zip(engines[1:], settings["presets"].items(), strict=True):
-        assert line.split()[:2] == ["--preset", name]
-        assert line.endswith(preset["about"])
-        assert len(preset["about"]) > 20
+def test_engines_are_listed_with_their_presets_sizes_and_licences() -> None:
+    listed = CliRunner().invoke(cli.app, ["engines"], catch_exceptions=False).stdout
+    for name in engine_names():
+        settings = json.loads((ROOT / f"Resources/MedCLIPSAM/Engines/{name}.json").read_text("utf-8"))
+        part = listed[listed.index(f"{name}  {settings['about']}") :].splitlines()
+        assert "weights: " in part[1] and ("installed" in part[1] or " MB" in part[1])
+        for line, (preset, changes) in zip(part[2:], settings["presets"].items(), strict=False):
+            assert line.split()[:2] == ["--preset", preset]
+            assert line.endswith(changes["about"])
+            assert len(changes["about"]) > 20
+    for name in segmenter_names():
+        assert f"    {name} " in listed
+
+
+def test_prompts_are_listed_by_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # without the sets of whoever runs the tests
     prompts = CliRunner().invoke(cli.app, ["prompts"], catch_exceptions=False).stdout.splitlines()
-    tasks = [line for line in prompts if not line.startswith(" ")]
-    assert tasks == ["brain mri", "breast ultrasound", "chest ct", "chest x-ray"]
+    tasks = [line for line in prompts if line and not line.startswith(" ")]
+    assert tasks[:4] == ["brain mri", "breast ultrasound", "chest ct", "chest x-ray"]
     assert "    set:brain-mri-p0" in prompts
 
 

@@ -203,3 +203,16 @@ def test_the_papers_engine_from_end_to_end(random_folder, monkeypatch, no_networ
     entropy = read_image(tmp_path / "out" / "entropy.nrrd").array
     assert entropy.squeeze().shape == shape and 0 <= entropy.min() <= entropy.max() <= np.log(2) + 1e-6
     assert (tmp_path / "out" / "overview.png").stat().st_size > 10_000
+
+
+def test_fetch_shows_all_that_an_engine_lacks_before_it_asks(empty_places, monkeypatch):
+    from typer.testing import CliRunner
+
+    from MedCLIPSAMLib.cli import app
+
+    monkeypatch.delenv("MEDCLIPSAM_WEIGHTS")  # offline nothing can be fetched at all
+    outcome = CliRunner().invoke(app, ["weights", "fetch", "--engine", "biomedclip+medsam"], input="n\n")
+    assert outcome.exit_code == 1
+    for name in engine_weights("biomedclip+medsam"):
+        weight = weights.registry()[name]
+        assert all(text in outcome.output for text in (weight.name, str(weight.bytes), weight.sha256, weight.licence))

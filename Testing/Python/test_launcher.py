@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import signal
 import socket
@@ -193,6 +194,29 @@ def test_slicers_libraries_that_cannot_be_had_are_named(checkout: Path, tmp_path
     assert wanted.startswith("slicer-core")
     assert not (checkout / ".venv" / "medclipsam-slicer.stamp").exists()
     assert (checkout / ".venv" / "medclipsam-run.stamp").exists()
+
+
+def test_the_first_installation_brings_every_engines_packages_and_no_weights_of_others(checkout: Path) -> None:
+    """The lists that pip is given, up to a first start that fails; pip itself does nothing here."""
+    install_by_hand(checkout)
+    python = checkout / ".venv" / "bin" / "python"
+    (checkout / ".venv" / "lib").unlink()  # the link to the running Python's packages, which must not be touched
+    (checkout / ".venv" / "pyvenv.cfg").touch()
+    python.unlink()
+    python.write_text(
+        f'#!/bin/sh\ncase " $* " in *" pip install "*) exit 0;; *"import numpy"*) echo "$*"; exit 1;; esac\n'
+        f'exec "{sys.executable}" "$@"\n'
+    )
+    python.chmod(0o755)
+    done = call(checkout / "medclipsam", "--version", MEDCLIPSAM_TORCH="cpu")
+    assert 'the step "First start" failed' in done.stderr
+    assert "torch, open_clip" in (checkout / ".venv" / "medclipsam-install.log").read_text()
+    wanted = (checkout / ".venv" / "medclipsam-core.txt").read_text().split()
+    pins = (checkout / "constraints" / "constraints.txt").read_text().splitlines()
+    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in pins if not line.startswith("#")}
+    names = {re.split("[<>=!]", line)[0].lower().replace("_", "-") for line in wanted}
+    assert {"open-clip-torch", "transformers", "timm", "requests", "filelock", "matplotlib"} <= names
+    assert names <= pinned
 
 
 def test_environment_of_another_tool_is_left_alone(checkout: Path) -> None:

@@ -212,3 +212,52 @@ def test_a_checkpoint_with_other_entries_is_refused(segmenter, tmp_path: Path):
     torch.save({key: value for key, value in state.items() if key != removed}, tmp_path / "less.pth")
     with pytest.raises(RuntimeError, match="Missing key"):
         LiteMedSAM(tmp_path / "less.pth")
+
+
+def test_images_are_prepared_together_and_no_more_than_are_remembered(segmenter, encodings):
+    images = [np.roll(ellipse()[0], shift, axis=1) for shift in range(REMEMBERED + 2)]
+    segmenter.set_image(images[1])
+    segmenter.prepare([images[0], *images])
+    assert encodings == [(1, 3, 256, 256)] * REMEMBERED
+    for image in images[:REMEMBERED]:
+        segmenter.set_image(image)
+    assert len(encodings) == REMEMBERED
+    segmenter.set_image(images[REMEMBERED])
+    assert len(encodings) == REMEMBERED + 1
+
+
+def test_want_of_memory_moves_all_that_share_the_encoder(monkeypatch):
+    """The device "cpu:0" is another one than "cpu" for the guard; its encoder fails as a GPU's would."""
+    model = LiteMedSAM(verified("lite-medsam"), "cpu:0")
+    moved, tried = [], []
+    model.encoder.follow(moved.append)
+    real, fits = model.encoder.encoder.multi_scale, {"cpu:0": 2, "cpu": 9}
+
+    def small(batch: torch.Tensor):
+        tried.append(len(batch))
+        if len(batch) > fits[model.memory.device]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(batch)
+
+    monkeypatch.setattr(model.encoder.encoder, "multi_scale", small)
+    image, mask = ellipse()
+    others = [np.roll(image, shift, axis=1) for shift in range(1, 4)]
+    model.prepare([image, *others])
+    assert tried == [4, 2, 2] and moved == []
+    model.set_image(image)
+    before = model.predict(box_of(mask))[0]
+    fits["cpu:0"] = 0
+    model.set_image(image[::-1])
+    assert tried[3:] == [1, 1] and moved == [torch.device("cpu")]
+    assert model.device == torch.device("cpu") and model.memory.device == "cpu"
+    assert "CPU" in model.memory.take_notes()[-1]
+    model.set_image(image)
+    assert len(tried) == 6, "what another device has encoded is not mixed in"
+    np.testing.assert_allclose(model.predict(box_of(mask))[0], before, rtol=0, atol=1e-3)
+
+
+def test_a_single_mask_offers_no_candidates(segmenter):
+    assert segmenter.masks_per_prompt == 1 and segmenter.trained_kinds == {"boxes"}
+    segmenter.set_image(ellipse()[0])
+    with pytest.raises(InputError, match="single mask"):
+        segmenter.predict_candidates(box_of(ellipse()[1]))
