@@ -53,11 +53,13 @@ class VisionLanguageModel(Protocol):
 
     Attributes:
         name: For results and messages.
+        logit_scale: The factor of the cosine similarity that the model was trained with.
         saliency_methods: Which of "m2ib", "patch_similarity", "gscorecam" and "gradcam" the model can serve.
         memory: Watches over the device's memory.
     """
 
     name: str
+    logit_scale: float
     saliency_methods: frozenset[str]
     memory: MemoryGuard
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from full_models import biomedclip_files, biomedclip_model, official_biomedclip, toy_tokenizer
+from hugging_face_layout import hugging_face
 from PIL import Image
 from torch import Tensor
 
@@ -171,56 +171,6 @@ def test_patches_say_that_they_know_no_text(model, images):
     assert "patch_similarity" not in model.saliency_methods
     with pytest.raises(InputError, match="region captions"):
         model.patch_embeddings(images[0])
-
-
-def hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' layout, written from their names and not from ours."""
-    result = {}
-    layer = r"(visual\.trunk\.blocks|text\.transformer\.encoder\.layer)\.(\d+)\.(.*)\.(weight|bias)"
-    inner = {
-        "norm1": "layer_norm1",
-        "norm2": "layer_norm2",
-        "attn.proj": "self_attn.out_proj",
-        "mlp.fc1": "mlp.fc1",
-        "mlp.fc2": "mlp.fc2",
-        "attention.self.query": "self_attn.q_proj",
-        "attention.self.key": "self_attn.k_proj",
-        "attention.self.value": "self_attn.v_proj",
-        "attention.output.dense": "self_attn.out_proj",
-        "attention.output.LayerNorm": "layer_norm1",
-        "intermediate.dense": "mlp.fc1",
-        "output.dense": "mlp.fc2",
-        "output.LayerNorm": "layer_norm2",
-    }
-    single = {
-        "visual.trunk.cls_token": "vision_model.embeddings.class_embedding",
-        "visual.trunk.pos_embed": "vision_model.embeddings.position_embedding.weight",
-        "visual.trunk.patch_embed.proj.weight": "vision_model.embeddings.patch_embedding.weight",
-        "visual.trunk.patch_embed.proj.bias": "vision_model.embeddings.patch_embedding.bias",
-        "visual.trunk.norm.weight": "vision_model.post_layernorm.weight",
-        "visual.trunk.norm.bias": "vision_model.post_layernorm.bias",
-        "visual.head.proj.weight": "visual_projection.weight",
-        "text.transformer.embeddings.word_embeddings.weight": "text_model.embeddings.token_embedding.weight",
-        "text.transformer.embeddings.position_embeddings.weight": "text_model.embeddings.position_embedding.weight",
-        "text.transformer.embeddings.token_type_embeddings.weight": "text_model.embeddings.token_type_embedding.weight",
-        "text.transformer.embeddings.LayerNorm.weight": "text_model.embeddings.layer_norm.weight",
-        "text.transformer.embeddings.LayerNorm.bias": "text_model.embeddings.layer_norm.bias",
-        "text.proj.0.weight": "text_projection.fc1.weight",
-        "text.proj.2.weight": "text_projection.fc2.weight",
-        "logit_scale": "logit_scale",
-    }
-    for name, value in state.items():
-        found = re.fullmatch(layer, name)
-        if not found:
-            result[single[name]] = value.squeeze() if name.endswith(("cls_token", "pos_embed")) else value
-            continue
-        place = f"{'vision' if found[1].startswith('visual') else 'text'}_model.encoder.layers.{found[2]}"
-        if found[3] == "attn.qkv":
-            for part, rows in zip("qkv", (slice(768), slice(768, 1536), slice(1536, None)), strict=True):
-                result[f"{place}.self_attn.{part}_proj.{found[4]}"] = value[rows].clone()
-        else:
-            result[f"{place}.{inner[found[3]]}.{found[4]}"] = value
-    return result
 
 
 def write_layout(layout: str, state: dict[str, Tensor], folder: Path) -> None:

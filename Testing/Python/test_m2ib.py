@@ -16,6 +16,10 @@ from tower_reference import official_model, official_pixels, onto_image, plain_m
 from MedCLIPSAMLib.clip.lite import LiteClip
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.images import Frame
+from MedCLIPSAMLib.recipe import Recipe
+from MedCLIPSAMLib.released_code import released_saliency
+from MedCLIPSAMLib.saliency.gradcam import gradcam
+from MedCLIPSAMLib.saliency.gscorecam import gscorecam
 from MedCLIPSAMLib.saliency.m2ib import M2IBSettings, bottleneck, information_nats, m2ib, m2ib_plane
 from MedCLIPSAMLib.saliency.normalise import minimum_maximum, to_image
 from MedCLIPSAMLib.saliency.patch_similarity import patch_similarity
@@ -296,9 +300,29 @@ class TestRegistry:
         recipe = replace(recipe, saliency="patch_similarity")
         np.testing.assert_array_equal(saliency_map(recipe, clip, image, text, 4), patch_similarity(clip, image, text))
 
+    def test_class_activation_by_name(self):
+        recipe = Recipe("toy", "gradcam", {}, gscorecam={"channels": 5, "batch": 2})
+        tower, picture, vector = SmallVit(), random_picture(), random_text()
+        np.testing.assert_array_equal(saliency_map(recipe, tower, picture, vector, 4), gradcam(tower, picture, vector))
+        got = saliency_map(replace(recipe, saliency="gscorecam"), tower, picture, vector, 4)
+        np.testing.assert_array_equal(got, gscorecam(tower, picture, vector, channels=5, batch=2))
+        assert tower.batches == [2, 2, 1] * 2
+
+    def test_the_released_programs_map(self):
+        """224 x 224, repeated, in 8 bit; from the patches themselves."""
+        settings = {"layer": 1, "beta": 0.1, "steps": 3, "copies": 2}
+        recipe = Recipe("toy", "m2ib", settings, rules="released")
+        tower, picture, vector = SmallVit(), random_picture(), random_text()
+        plane, _ = m2ib_plane(tower, picture, vector, settings=M2IBSettings(**settings), seed=4)
+        got = saliency_map(recipe, tower, picture, vector, 4)
+        np.testing.assert_array_equal(got, released_saliency(plane, picture.shape))
+        assert len(np.unique(got)) <= 256
+        plain = saliency_map(replace(recipe, rules="paper"), tower, picture, vector, 4)
+        assert 0 < np.abs(got - plain).mean() < 0.02
+
     def test_unknown_method_names_the_known_ones(self, untrained_segmenter, clip, image, text):
-        recipe = replace(untrained_segmenter.recipe, saliency="gradcam")
-        with pytest.raises(InputError, match=r"'gradcam' is unknown; known: .*m2ib.*patch_similarity"):
+        recipe = replace(untrained_segmenter.recipe, saliency="occlusion")
+        with pytest.raises(InputError, match=r"'occlusion' is unknown; known: .*m2ib.*patch_similarity"):
             saliency_map(recipe, clip, image, text, 0)
 
     def test_patch_similarity_is_the_cosine_of_the_patches(self, clip, image, text):

@@ -73,14 +73,16 @@ def official(predictor, prompts: VisualPrompts, row: int, multimask: bool) -> tu
     return masks, scores
 
 
-def check_against_predictor(model: SegmentAnything, sam, image: np.ndarray, number: int = 2) -> None:
+def check_against_predictor(
+    model: SegmentAnything, sam, image: np.ndarray, number: int, kinds: tuple[str, ...] = ("boxes", "points", "both")
+) -> None:
     from segment_anything import SamPredictor
 
     predictor = SamPredictor(sam)
     predictor.set_image(image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2))
     model.set_image(image)
     every = visual_prompts(image.shape, number)
-    for kind in ("boxes", "points", "both"):
+    for kind in kinds:
         prompts = only(every, kind)
         logits, scores = model.predict(prompts)
         candidates, qualities = model.predict_candidates(prompts)
@@ -96,9 +98,13 @@ def check_against_predictor(model: SegmentAnything, sam, image: np.ndarray, numb
             np.testing.assert_allclose(qualities[row], quality, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_same_logits_as_the_official_predictor(original, shape):
-    check_against_predictor(ours(original), original, picture(shape))
+def test_the_same_logits_as_the_official_predictor(original):
+    check_against_predictor(ours(original), original, picture((150, 210)), 2)
+
+
+@pytest.mark.parametrize("shape", SHAPES[1:])
+def test_the_same_logits_on_other_shapes(original, shape):
+    check_against_predictor(ours(original), original, picture(shape), 1, ("both",))
 
 
 @pytest.mark.slow
@@ -112,7 +118,7 @@ def test_full_size_vit_b_from_a_file(tmp_path):
     model = load_segmenter("sam-vit-b", {"sam-vit-b": path}, "cpu", "float32")
     path.unlink()
     assert model.name == "SAM ViT-B" and model.masks_per_prompt == 3
-    check_against_predictor(model, sam, picture((150, 210)), number=1)
+    check_against_predictor(model, sam, picture((150, 210)), 1, ("boxes", "points"))
     model._cache.close()
 
 
