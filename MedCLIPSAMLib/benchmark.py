@@ -164,13 +164,14 @@ def _timed(segmenter: TextSegmenter, image: np.ndarray, prompts: Sequence[str], 
 def _counted(segmenter: TextSegmenter, image: np.ndarray, prompts: Sequence[str]) -> dict[str, int]:
     """Return the operations of each stage; also warms up."""
     import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     begun: list[tuple[str, int]] = []
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the counter cannot look into the joint kernels
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter cannot look into joint kernels
     try:
-        with FlopCounterMode(display=False) as counter:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             segmenter.set_image(image, (0.0, 255.0))
             segmenter.segment(
                 prompts[0], gate=False, stage=lambda name: begun.append((name, counter.get_total_flops()))

@@ -59,7 +59,9 @@ def gscorecam(
     kept = importance.topk(min(channels, len(importance))).indices
     text = torch.from_numpy(text_embedding)
     scores = torch.zeros(len(importance))
-    scores[kept.cpu()] = model.memory.run(lambda size: _scores(model, image, text, target, kept, size), batch)
+    scores[kept.cpu()] = model.memory.run(
+        lambda size: _scores(model, image, text, target, kept, size), batch, "gscorecam"
+    )
     return class_activation_map(target, torch.softmax(scores, dim=0))
 
 

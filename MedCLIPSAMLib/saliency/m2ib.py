@@ -107,7 +107,7 @@ def m2ib_plane(
             values = information_nats(tokens, alpha).sum(dim=-1)
         return _patches(values, state), state.frame
 
-    return model.memory.run(in_batches_of, settings.copies)
+    return model.memory.run(in_batches_of, settings.copies, "m2ib")
 
 
 def bottleneck(

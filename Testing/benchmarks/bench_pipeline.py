@@ -130,7 +130,7 @@ def m2ib_rows(clip: LiteClip, image: np.ndarray, quick: bool) -> list[Row]:
     text = clip.encode_texts([PROMPTS[0]])[0]
     plain = PlainTower(clip)
     clip.encoder._remembered.clear()
-    m2ib(clip, image, text, settings=replace(settings, steps=1))  # warm-up
+    m2ib(clip, image, text, settings=replace(settings, steps=2))  # warm-up
     rows = []
     maps = {}
     for title, features in (("whole tower", None), ("tower above the encoder", plain.encode(image))):
