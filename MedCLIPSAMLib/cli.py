@@ -17,9 +17,12 @@ from MedCLIPSAMLib.cli_options import (
     NoGateOption,
     PresetOption,
     SeedOption,
+    SetOption,
     SlicesOption,
     VerboseOption,
+    chosen_input,
     parse_axis,
+    parse_changes,
     parse_slices,
     parse_window,
     progress_bar,
@@ -76,26 +79,18 @@ def segment(
     slices: SlicesOption = None,
     window: Annotated[str | None, typer.Option(metavar="LOW,HIGH", help="Intensities shown black and white.")] = None,
     no_gate: NoGateOption = False,
+    changes: SetOption = None,
     verbose: VerboseOption = False,
 ) -> None:
     """Segment one image or volume from a text prompt; writes masks, maps, an overview and result.json into a folder."""
     from MedCLIPSAMLib import segment_job
+    from MedCLIPSAMLib.segment_request import make_request
 
     with reported(verbose):
         if output is None:
             raise InputError("there is no output folder; pass --output DIR.")
-        if (source is None) == (sample is None):
-            raise InputError("pass either an image or volume, or --sample NAME.")
-        prompts = list(prompt or ())
-        if sample is None:
-            given, truth, notice = source, None, None
-        else:
-            from MedCLIPSAMLib.samples import load_sample
-
-            loaded = load_sample(sample)
-            given, truth, notice = loaded.image, loaded.truth, loaded.notice
-            prompts = prompts or [loaded.prompt]
-        request = segment_job.make_request(
+        given, prompts, loaded = chosen_input(source, sample, prompt, "an image or volume")
+        request = make_request(
             given,
             prompts,
             output,
@@ -107,14 +102,15 @@ def segment(
             device=device,
             seed=seed,
             gate=not no_gate,
-            truth=truth,
-            notice=notice,
+            changes=parse_changes(changes),
+            truth=loaded.truth if loaded else None,
+            notice=loaded.notice if loaded else None,
         )
         with progress_bar("slice" if request.image.is_volume else "prompt") as progress:
             reports = segment_job.run(request, progress=progress)
     typer.echo(summary_table(reports))
-    if notice:
-        typer.echo(f"Note: {notice.split(chr(10))[0]} (the whole notice is in result.json)", err=True)
+    if loaded:
+        typer.echo(f"Note: {loaded.notice.split(chr(10))[0]} (the whole notice is in result.json)", err=True)
     for warning in dict.fromkeys(text for report in reports for text in report["warnings"]):
         typer.echo(f"Note: {warning}", err=True)
     typer.echo(f"Look at: {request.output / segment_job.OVERVIEW_FILE}")
@@ -133,19 +129,20 @@ def evaluate(
     device: DeviceOption = "auto",
     limit: Annotated[int | None, typer.Option(help="At most this many images, spread over the folder.")] = None,
     no_gate: NoGateOption = False,
+    changes: SetOption = None,
     verbose: VerboseOption = False,
 ) -> None:
     """Segment a folder of images and compare with the reference masks: DSC, NSD, presence, uncertainty."""
     from MedCLIPSAMLib import evaluation
-    from MedCLIPSAMLib.engines import check_choice
+    from MedCLIPSAMLib.engines import check_choice, load_engine
     from MedCLIPSAMLib.file_output import check_output_folder, write_json
     from MedCLIPSAMLib.prompts import check_prompt, wordings
-    from MedCLIPSAMLib.segment_job import load_segmenter
 
     with reported(verbose):
         prompt = check_prompt(prompt)
         wordings(prompt, 1)  # raises for an unknown prompt set
-        check_choice(engine, preset, device)
+        replaced = {**parse_changes(changes), **({"gate": False} if no_gate else {})}
+        check_choice(engine, preset, device).with_settings(replaced)
         if seed < 0:
             raise InputError(f"seed {seed}: it must be 0 or more.")
         if limit is not None and limit < 1:
@@ -156,7 +153,7 @@ def evaluate(
                 f"{output} is a folder; pass the name of the report, for example {output / 'report.json'}."
             )
         check_output_folder(output.parent)
-        segmenter = load_segmenter(engine, preset, device, gate=not no_gate)
+        segmenter = load_engine(engine, preset, device, replaced)
         with progress_bar("image") as progress:
             report = evaluation.evaluate(segmenter, cases, prompt, seed=seed, progress=progress, limit=limit)
         write_json(output, report)

@@ -8,14 +8,25 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from MedCLIPSAMLib.errors import CancelledError, InputError, MedCLIPSAMError
 
+if TYPE_CHECKING:
+    from MedCLIPSAMLib.medical_image import MedicalImage
+    from MedCLIPSAMLib.samples import Sample
+
 EngineOption = Annotated[str, typer.Option(help="Which CLIP, which SAM; see `medclipsam engines`.")]
 PresetOption = Annotated[str | None, typer.Option(help="Settings for a task; see `medclipsam engines`.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Replace a setting of the engine, such as visual_prompt=points; repeatable."
+    ),
+]
 SeedOption = Annotated[int, typer.Option(help="0 or more; the same seed gives the same result.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
 NoGateOption = Annotated[bool, typer.Option("--no-gate", help="Segment also where the target seems to be absent.")]
@@ -79,6 +90,21 @@ def parse_slices(text: str | None) -> tuple[int, int] | None:
     return first, last
 
 
+def parse_changes(texts: list[str] | None) -> dict[str, str]:
+    """Return the settings of ``--set NAME=VALUE`` by name.
+
+    Raises:
+        InputError: Another text.
+    """
+    changes = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise InputError(f"--set {text!r}: pass NAME=VALUE, for example --set visual_prompt=points.")
+        changes[name.strip()] = value.strip()
+    return changes
+
+
 def parse_window(text: str | None) -> tuple[float, float] | None:
     """Return (lower, upper) from "LOW,HIGH".
 
@@ -94,3 +120,27 @@ def parse_window(text: str | None) -> tuple[float, float] | None:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise InputError(f"--window {text!r}: pass LOW,HIGH, for example --window=-1000,400.")
     return low, high
+
+
+def chosen_input(
+    source: Path | None, sample: str | None, prompts: list[str] | None, pass_input: str
+) -> tuple[Path | MedicalImage, list[str], Sample | None]:
+    """Return what is to be segmented, with what prompts, and the sample if it is one.
+
+    Args:
+        source: A file or folder, or None.
+        sample: The name of a sample, whose own prompt is taken where none is given; or None.
+        prompts: As given.
+        pass_input: How the command takes a file, for the message.
+
+    Raises:
+        InputError: Both or neither are given, or there is no such sample.
+    """
+    if (source is None) == (sample is None):
+        raise InputError(f"pass either {pass_input}, or --sample NAME.")
+    if source is not None:
+        return source, list(prompts or ()), None
+    from MedCLIPSAMLib.samples import load_sample
+
+    loaded = load_sample(sample)
+    return loaded.image, list(prompts or [loaded.prompt]), loaded

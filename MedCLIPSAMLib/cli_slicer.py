@@ -16,6 +16,7 @@ from MedCLIPSAMLib.cli_options import (
     SeedOption,
     SlicesOption,
     VerboseOption,
+    chosen_input,
     parse_axis,
     parse_slices,
     progress_bar,
@@ -47,8 +48,6 @@ def slicer_run(
     with reported(verbose):
         if output is None:
             raise InputError("there is no output folder; pass --output DIR.")
-        if (source is None) == (sample is None):
-            raise InputError("pass either --input FILE or --sample NAME.")
         check_choice(engine, preset, device)
         settings = SlicerRunSettings(
             engine=engine,
@@ -59,12 +58,7 @@ def slicer_run(
             axis=parse_axis(axis),
             slice_range=parse_slices(slices),
         )
-        prompts, given = list(prompt or ()), source
-        if sample is not None:
-            from MedCLIPSAMLib.samples import load_sample
-
-            loaded = load_sample(sample)
-            given, prompts = loaded.image, prompts or [loaded.prompt]
+        given, prompts, _ = chosen_input(source, sample, prompt, "--input FILE")
         with progress_bar("slice") as progress:
             report = run(given, prompts, output, settings, progress=progress)
     for row in report["prompts"]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from MedCLIPSAMLib.clip.registry import CLIP_WEIGHTS, load_clip, load_finetuned
 from MedCLIPSAMLib.errors import InputError
@@ -35,7 +35,9 @@ def segmenter_names() -> list[str]:
     return list(SEGMENTER_WEIGHTS)
 
 
-def load_engine(name: str = "lite", preset: str | None = None, device: str = "auto") -> TextSegmenter:
+def load_engine(
+    name: str = "lite", preset: str | None = None, device: str = "auto", changes: Mapping[str, Any] | None = None
+) -> TextSegmenter:
     """Load an engine's models and recipe.
 
     Args:
@@ -44,12 +46,13 @@ def load_engine(name: str = "lite", preset: str | None = None, device: str = "au
             segmenter the recipe's own is taken.
         preset: Settings for a task; None for the engine's own.
         device: "auto" (a CUDA GPU if there is one, else the CPU), "cpu", "cuda", "cuda:1", "mps".
+        changes: Settings to replace, for example {"visual_prompt": "points"}; see :meth:`Recipe.with_settings`.
 
     Raises:
-        InputError: Unknown engine, preset or device, or a model that cannot do what the recipe wants of it.
+        InputError: Unknown engine, preset, device or setting, or a model that cannot do what the recipe wants of it.
         MissingWeightsError, ChecksumError: Weight files are absent (the message lists all), or not the registered ones.
     """
-    recipe = check_choice(name, preset, device)
+    recipe = check_choice(name, preset, device).with_settings(changes or {})
     files = resolve(engine_weights(name))
     device = choose_device(device)
     clip_name, _ = split_engine(name)
@@ -77,6 +80,8 @@ def check_choice(name: str, preset: str | None, device: str) -> Recipe:
     if clip.startswith(_FINETUNED):
         if not _folder(clip).exists():
             raise InputError(f"{_folder(clip)} does not exist; pass finetuned:FOLDER with that of a fine-tuned CLIP.")
+    elif clip in CLIP_WEIGHTS and clip not in _CLIPS:
+        raise InputError(f"{clip} has no token-based image tower: it serves `medclipsam retrieve`, not segmentation.")
     elif clip not in _CLIPS:
         known = ", ".join([*_CLIPS, "finetuned:FOLDER"])
         raise InputError(f"engine {name!r} is unknown; known: {known}, each also as ENGINE+SEGMENTER.")

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import numpy as np
 
 from MedCLIPSAMLib.coarse import coarse_mask
 from MedCLIPSAMLib.errors import InputError
+from MedCLIPSAMLib.recipe_values import read_value
 from MedCLIPSAMLib.resources import resource_path
 from MedCLIPSAMLib.results import CoarseMask, VisualPrompts
 from MedCLIPSAMLib.visual_prompts import visual_prompts
 
 LITE_ALIGNMENT = "lite-alignment.safetensors"
 """The file by which a folder is known to hold a fine-tuned model of the engine lite."""
+
+
+_INNER = {
+    "m2ib": ("layer", "beta", "steps", "copies", "learning_rate", "map"),
+    "gscorecam": ("channels", "batch"),
+}
 
 
 @dataclass(frozen=True)
@@ -167,6 +175,28 @@ class Recipe:
             known = ", ".join(sorted(self.presets or {})) or "none"
             raise InputError(f"engine {self.name!r} has no preset {preset!r}; known: {known}.")
         return replace(self, **{name: value for name, value in self.presets[preset].items() if name != "about"})
+
+    def with_settings(self, changes: Mapping[str, Any]) -> Recipe:
+        """Return the recipe with single settings replaced, as a user gives them.
+
+        Args:
+            changes: Value by the name of an attribute; a text is read as JSON where it is JSON ("0.4", "[1, 0.5]").
+
+        Raises:
+            InputError: No such setting, or a value of the wrong kind; the message names what is possible.
+        """
+        hints = get_type_hints(type(self))
+        open_names = sorted(set(hints) - {"name", "segmenter", "presets", "prompts", "about"})
+        read = {}
+        for name, value in changes.items():
+            if name not in open_names:
+                raise InputError(f"the recipe has no setting {name!r}; it has: {', '.join(open_names)}.")
+            read[name] = read_value(name, value, hints[name])
+            if isinstance(read[name], dict):
+                read[name] = getattr(self, name) | read[name]  # what is not given stays
+                if odd := set(read[name]) - set(_INNER[name]):
+                    raise InputError(f"{name} has no {', '.join(sorted(odd))}; it has: {', '.join(_INNER[name])}.")
+        return replace(self, **read)
 
 
 def load_recipe(engine: str) -> Recipe:

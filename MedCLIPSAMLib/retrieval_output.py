@@ -113,9 +113,7 @@ def _tests(tests: Sequence[PairedTest]) -> list[str]:
         "Paired tests, two-sided, corrected by Holm's method over the rows. McNemar compares the examples; t and "
         "Wilcoxon compare the runs, which shuffle the same examples.",
         "",
-        _row(
-            "Models", "Measure", "Difference in % [95 %]", "Hit by one alone", "p (McNemar)", "p (t)", "p (Wilcoxon)"
-        ),
+        _row("Models", "Measure", "Difference in % [95 %]", "Hit by one alone", "p (McNemar)", "p (t)", "p (Wilcoxon)"),
         "|" + " --- |" * 7,
     ]
     for test in tests:

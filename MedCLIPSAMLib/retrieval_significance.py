@@ -125,9 +125,7 @@ def wilcoxon_signed_rank(first: np.ndarray, second: np.ndarray) -> float | None:
     return float((np.abs(sums) >= observed - 1e-9).mean())
 
 
-def _paired(
-    first: str, second: str, reports: Mapping[str, RetrievalReport], direction: str, k: int
-) -> PairedTest:
+def _paired(first: str, second: str, reports: Mapping[str, RetrievalReport], direction: str, k: int) -> PairedTest:
     from scipy.stats import binomtest
 
     hits = [reports[name].hits(direction, k) for name in (first, second)]

@@ -1,7 +1,6 @@
 """One input, some prompts, and a folder of results: the whole job of `segment`, without any user interface.
 
-Everything that can be wrong with the request is found before a model is loaded; see result_folder.py for the way the
-results reach the output folder.
+The request is checked by segment_request.py; see result_folder.py for the way the results reach the output folder.
 """
 
 from __future__ import annotations
@@ -11,30 +10,25 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from MedCLIPSAMLib import reporting
-from MedCLIPSAMLib.engines import check_choice
-from MedCLIPSAMLib.errors import InputError
-from MedCLIPSAMLib.file_io import read_image
+from MedCLIPSAMLib.engines import load_engine
 from MedCLIPSAMLib.file_output import (
     Segment,
-    check_output_folder,
     write_json,
     write_map_nrrd,
     write_mask_png,
     write_segmentation_nrrd,
 )
-from MedCLIPSAMLib.geometry import SliceGeometry, spacing
-from MedCLIPSAMLib.images import check_image, robust_window
-from MedCLIPSAMLib.medical_image import MedicalImage
-from MedCLIPSAMLib.prompts import check_prompt, wordings
+from MedCLIPSAMLib.geometry import spacing
 from MedCLIPSAMLib.result_folder import collected
 from MedCLIPSAMLib.results import CoarseMask, PromptResult, VisualPrompts, VolumeResult
+from MedCLIPSAMLib.segment_request import SegmentRequest
 
 if TYPE_CHECKING:
     from MedCLIPSAMLib.pipeline import TextSegmenter
@@ -46,121 +40,6 @@ _MASK_COLOURS = ((0.31, 0.69, 0.42), (0.30, 0.55, 0.85), (0.85, 0.45, 0.30), (0.
 _COARSE_COLOURS = ((0.95, 0.85, 0.30), (0.55, 0.85, 0.90), (0.95, 0.70, 0.60), (0.85, 0.75, 0.90))
 
 
-@dataclass(frozen=True)
-class SegmentRequest:
-    """A checked request; make it with :func:`make_request`.
-
-    Attributes:
-        image: The input.
-        prompts: One or more texts, without outer white space.
-        output: Folder for the results; it exists and can be written to.
-        engine, preset, device: As for :func:`MedCLIPSAMLib.engines.load_engine`.
-        seed: The run's seed.
-        axis: Array axis of a volume along which slices are taken; None for a 2D image.
-        slice_range: (first, last) slice of a volume, from 0, both included; None for all.
-        window: Intensities shown as black and white.
-        gate: False segments also where the engine says that the target is not there; a setting of the engine, so it
-            has no effect on one that is passed to :func:`run`.
-        truth: bool, the reference mask of a sample, shown in the overview.
-        notice: Origin and terms of the input, kept in ``result.json``; None for a user's own.
-        reading_seconds: How long reading the input took.
-    """
-
-    image: MedicalImage
-    prompts: tuple[str, ...]
-    output: Path
-    engine: str = "lite"
-    preset: str | None = None
-    device: str = "auto"
-    seed: int = 0
-    axis: int | None = None
-    slice_range: tuple[int, int] | None = None
-    window: tuple[float, float] | None = None
-    gate: bool = True
-    truth: np.ndarray | None = None
-    notice: str | None = None
-    reading_seconds: float = 0.0
-
-
-def make_request(
-    source: str | Path | MedicalImage,
-    prompts: Sequence[str],
-    output: str | Path,
-    *,
-    axis: int | str | None = None,
-    slice_range: tuple[int, int] | None = None,
-    window: tuple[float, float] | None = None,
-    **settings: Any,
-) -> SegmentRequest:
-    """Check a request and read its input; loads no model.
-
-    Args:
-        source: A file or DICOM folder, or an image in memory.
-        prompts: One or more texts, no two the same; none for the first of the preset's own.
-        output: Folder for the results; created where it does not exist.
-        axis: Array axis 0, 1 or 2, or "axial", "coronal", "sagittal"; None for the axis of acquisition.
-        slice_range: (first, last), from 0, both included.
-        window: (lower, upper) intensity; None takes the file's own, else a robust one.
-        settings: The other attributes of :class:`SegmentRequest`.
-
-    Raises:
-        InputError: Anything wrong with the prompts, the input or the settings.
-        OutputError: The output folder cannot be written to.
-    """
-    recipe = check_choice(settings.get("engine", "lite"), settings.get("preset"), settings.get("device", "auto"))
-    if (seed := settings.get("seed", 0)) < 0:
-        raise InputError(f"seed {seed}: it must be 0 or more.")
-    if slice_range is not None and slice_range[0] > slice_range[1]:
-        first, last = slice_range
-        raise InputError(f"slices {first}:{last}: the first lies after the last; did you mean {last}:{first}?")
-    checked = tuple(check_prompt(prompt) for prompt in prompts or recipe.prompts[:1])
-    for prompt in checked:
-        wordings(prompt, 1)  # raises for an unknown prompt set
-    if not checked:
-        raise InputError("there is no prompt; say what to segment: --prompt TEXT, for example --prompt 'breast tumor'.")
-    if twice := [prompt for number, prompt in enumerate(checked) if prompt.lower() in map(str.lower, checked[:number])]:
-        raise InputError(f"the prompt {twice[0]!r} is given twice; leave one of the two out.")
-    if window is not None and not window[1] > window[0]:
-        raise InputError(f"window ({window[0]:g}, {window[1]:g}): the upper intensity must be above the lower one.")
-    began = time.perf_counter()
-    image = source if isinstance(source, MedicalImage) else read_image(source)
-    if not image.is_volume:
-        check_image(image.array, str(image.path.name))
-        if axis is not None or slice_range is not None:
-            raise InputError(f"{image.path.name} is a 2D image; an axis or a slice range is for volumes only.")
-        array_axis = None
-    else:
-        geometry = SliceGeometry.of(image.array.shape, image.ijk_to_ras, axis)
-        array_axis = geometry.axis
-        first, last = slice_range or (0, geometry.count - 1)
-        if not 0 <= first <= last < geometry.count:
-            raise InputError(
-                f"slices {first}:{last} do not lie in the volume; along the {geometry.plane_name} axis it has "
-                f"slices 0:{geometry.count - 1}."
-            )
-    reading_seconds = time.perf_counter() - began
-    return SegmentRequest(
-        image=image,
-        prompts=checked,
-        output=check_output_folder(output),
-        axis=array_axis,
-        slice_range=slice_range,
-        window=window or image.window or robust_window(image.array),
-        reading_seconds=reading_seconds,
-        **settings,
-    )
-
-
-def load_segmenter(engine: str, preset: str | None, device: str, gate: bool) -> TextSegmenter:
-    """Load an engine, see :func:`MedCLIPSAMLib.engines.load_engine`; ``gate=False`` switches its presence gate off."""
-    from MedCLIPSAMLib.engines import load_engine
-
-    segmenter = load_engine(engine, preset=preset, device=device)
-    if not gate:
-        segmenter.recipe = replace(segmenter.recipe, gate=False)
-    return segmenter
-
-
 def run(
     request: SegmentRequest,
     segmenter: TextSegmenter | None = None,
@@ -170,7 +49,7 @@ def run(
     """Segment and write the results.
 
     Args:
-        request: From :func:`make_request`.
+        request: From :func:`~MedCLIPSAMLib.segment_request.make_request`.
         segmenter: A loaded engine; None loads ``request.engine``.
         progress: Called with (steps done, steps in all); a step is a prompt on an image, or a slice of a volume.
         cancelled: Asked between steps.
@@ -185,7 +64,7 @@ def run(
     """
     began = time.perf_counter()
     if segmenter is None:
-        segmenter = load_segmenter(request.engine, request.preset, request.device, request.gate)
+        segmenter = load_engine(request.engine, request.preset, request.device, request.recipe_changes)
     loading = time.perf_counter() - began
     with collected(request.output) as folder:
         write = _segment_volume if request.image.is_volume else _segment_image

@@ -22,6 +22,7 @@ from MedCLIPSAMLib.file_io import read_image
 from MedCLIPSAMLib.file_output import write_map_nrrd, write_mask_png
 from MedCLIPSAMLib.result_folder import collected
 from MedCLIPSAMLib.samples import load_sample
+from MedCLIPSAMLib.segment_request import make_request
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -215,7 +216,7 @@ def test_option_texts() -> None:
 
 
 def test_request_takes_the_window_of_the_request_and_the_axis_of_acquisition(volume: Path, tmp_path: Path) -> None:
-    request = segment_job.make_request(volume, [" lung "], tmp_path / "out", window=(0, 99), slice_range=(1, 5), seed=4)
+    request = make_request(volume, [" lung "], tmp_path / "out", window=(0, 99), slice_range=(1, 5), seed=4)
     assert request.prompts == ("lung",)
     assert (request.axis, request.window, request.slice_range, request.seed) == (0, (0, 99), (1, 5), 4)
     size = reporting.measure(request.image.array >= 0, request.image)

@@ -1,0 +1,180 @@
+"""The pairs of a run: read, cleaned, split, and given out as batches to the trainer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from MedCLIPSAMLib.errors import InputError
+from MedCLIPSAMTraining.caption_cleaning import CleaningSettings, clean
+from MedCLIPSAMTraining.finetune_distributed import Processes
+from MedCLIPSAMTraining.finetune_loop import PairBatch
+from MedCLIPSAMTraining.finetune_models import TrainableClip, pixels
+from MedCLIPSAMTraining.finetune_settings import FinetuneSettings
+from MedCLIPSAMTraining.pair_batches import BatchPlan
+from MedCLIPSAMTraining.pair_index import Pair, PairIndex
+from MedCLIPSAMTraining.pair_shards import local_image
+from MedCLIPSAMTraining.pair_split import split
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_CHUNK = 32
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where the pairs are.
+
+    Attributes:
+        data: See :meth:`PairIndex.read`.
+        validation: Pairs of their own for validation; None keeps a share of ``data`` out of the training.
+        root: Folder of relative image files.
+        columns: Names of the columns of file, caption and patient.
+    """
+
+    data: Path
+    validation: Path | None = None
+    root: Path | None = None
+    columns: tuple[str, str, str] = ("file", "caption", "patient")
+
+    def read(self, source: Path, shortest: int) -> tuple[PairIndex, dict[str, Any]]:
+        """Return the pairs of a source, cleaned, and what cleaning did."""
+        file, caption, patient = self.columns
+        index = PairIndex.read(source, root=self.root, file_column=file, caption_column=caption, patient_column=patient)
+        index, report = clean(index.with_compared_images(), CleaningSettings(shortest=shortest))
+        logger.info("%s: %s", source.name, report.text())
+        return index, report.as_dict()
+
+
+@dataclass(frozen=True)
+class LoadPair:
+    """Loads one pair in a loader process: the image by the model's own preprocessing, and the caption."""
+
+    image_input: Callable[[Path | np.ndarray], torch.Tensor]
+
+    def __call__(self, pair: Pair) -> tuple[torch.Tensor, str]:
+        with local_image(pair.file) as path:
+            return self.image_input(path), pair.caption
+
+
+class FinetuneData:
+    """Training and validation pairs.
+
+    Attributes:
+        training, validation: Indices; the latter may be empty.
+        epoch_steps: Batches of an epoch.
+        identity: Tells whether a resumed run has the same pairs; JSON-able.
+    """
+
+    def __init__(self, source: DataSettings, settings: FinetuneSettings, processes: Processes):
+        """Read and plan.
+
+        Raises:
+            InputError: See :meth:`PairIndex.read`, :func:`clean`, :func:`split` and :class:`BatchPlan`.
+        """
+        self._processes = processes
+        index, self._cleaning = source.read(source.data, settings.minimum_characters)
+        if source.validation is None:
+            rows, held_out = split(index, settings.validation_share, settings.seed)
+            self.training, self.validation = index.take(rows), index.take(held_out)
+        else:
+            self.training = index
+            self.validation, _ = source.read(source.validation, settings.minimum_characters)
+        if 0 < len(self.validation) < 2:
+            raise InputError(
+                f"there is {len(self.validation)} pair for validation, and retrieval needs 2; pass a larger "
+                "--validation-share, or 0 for none."
+            )
+        if len(self.training) < settings.batch:
+            raise InputError(
+                f"{len(self.training)} training pairs are left, fewer than one batch of {settings.batch}; pass a "
+                "smaller --batch, or more pairs."
+            )
+        self._plan = BatchPlan(self.training, batch=settings.batch, seed=settings.seed)
+        self.epoch_steps = len(self._plan)
+        keys = blake2b(np.ascontiguousarray(self.validation.caption_keys).data, digest_size=16).hexdigest()
+        self.identity = {"pairs": len(self.training), "plan": self._plan.fingerprint, "validation": keys}
+        self._batches: Iterator[PairBatch] | None = None
+        self._next = -1
+        logger.info("%d pairs for training, %d for validation.", len(self.training), len(self.validation))
+
+    def report(self) -> dict[str, Any]:
+        """Return the numbers of pairs, for a JSON file."""
+        captions, images = self._plan.collisions()
+        return {
+            "training_pairs": len(self.training),
+            "validation_pairs": len(self.validation),
+            "cleaning": self._cleaning,
+            "equal_in_one_batch": {"captions": captions, "images": images},
+        }
+
+    def prepare(self, model: TrainableClip, say: Callable[[int, int, str], None]) -> None:
+        """Have the model compute the features of its frozen parts, each process a part of the images."""
+        if not model.keeps_features:
+            return
+        files: dict[str, None] = {}
+        for index in (self.training, self.validation):
+            files |= dict.fromkeys(index[row].file for row in range(len(index)))
+        mine = list(files)[self._processes.rank :: self._processes.count]
+        model.prepare(map(_readable, mine), lambda done: say(done, len(mine), "Features of the images"))
+        self._processes.wait()
+
+    def next_batch(self, model: TrainableClip, step: int, workers: int) -> PairBatch:
+        """Return this process's part of the batch of a step, counted from 0 over all epochs."""
+        if self._batches is None or self._next != step:
+            self.close()
+            self._batches = self._training_batches(model, *divmod(step, self.epoch_steps), workers)
+        self._next = step + 1
+        return next(self._batches)
+
+    def close(self) -> None:
+        """End the loader processes."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def _training_batches(self, model: TrainableClip, epoch: int, position: int, workers: int) -> Iterator[PairBatch]:
+        part = self._plan.share(self._processes.rank, self._processes.count)
+        load = LoadPair(model.image_input)
+        for turn in self._plan.turns(epoch, position):
+            yield _batch(self.training, turn.rows[part], load)
+
+    @property
+    def validation_chunks(self) -> int:
+        """Parts in which the validation pairs are encoded."""
+        return -(-len(self.validation) // VALIDATION_CHUNK)
+
+    def validation_batches(self, model: TrainableClip, workers: int) -> Iterator[tuple[int, PairBatch]]:
+        """Yield this process's part of the chunks, with their numbers."""
+        load = LoadPair(model.image_input)
+        for number in range(self._processes.rank, self.validation_chunks, self._processes.count):
+            rows = np.arange(number * VALIDATION_CHUNK, min((number + 1) * VALIDATION_CHUNK, len(self.validation)))
+            yield number, _batch(self.validation, rows, load)
+
+    def validation_captions(self, chunks: Sequence[int]) -> list[str]:
+        """Return the captions of these chunks in order."""
+        captions = list(self.validation.captions)
+        return [
+            one for number in chunks for one in captions[number * VALIDATION_CHUNK : (number + 1) * VALIDATION_CHUNK]
+        ]
+
+
+def _batch(index: PairIndex, rows: np.ndarray, load: LoadPair) -> PairBatch:
+    images, captions = zip(*(load(index[int(row)]) for row in rows), strict=True)
+    return PairBatch(torch.stack(images), list(captions), torch.from_numpy(index.caption_keys[rows].copy()))
+
+
+def _readable(file: str) -> np.ndarray | None:
+    try:
+        with local_image(file) as path:
+            return pixels(path)
+    except (InputError, OSError) as error:
+        logger.warning("%s", error)
+        return None
