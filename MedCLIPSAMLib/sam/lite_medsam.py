@@ -29,6 +29,7 @@ class LiteMedSAM:
     prompt_kinds = frozenset({"boxes", "points", "both"})
     trained_kinds = frozenset({"boxes"})
     masks_per_prompt = 1
+    batch = 1  # its encoder is quick, and the presence score has usually run it before
 
     def __init__(self, checkpoint: Path, device: torch.device | str = "cpu"):
         """Load ``checkpoint`` (lite_medsam.pth) with ``weights_only=True``; every key must match."""

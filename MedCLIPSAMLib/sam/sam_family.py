@@ -25,6 +25,7 @@ from MedCLIPSAMLib.sam.vit_encoder import CHANNELS, PATCH, VitEncoder, VitShape
 from MedCLIPSAMLib.torchvision_import import ensure_torchvision
 
 PRECISIONS = ("float32", "bfloat16", "float16")
+GPU_BATCH = 4
 PIXEL_MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 PIXEL_STD = np.array([58.395, 57.12, 57.375], np.float32)
 
@@ -108,8 +109,13 @@ class SamFamily(ABC):
     def _restore(self, planes: np.ndarray, frame: Frame) -> np.ndarray:
         """Return logits (N, H, W) float32 in the image's pixels from the decoder's (N, S / 4, S / 4)."""
 
+    @property
+    def batch(self) -> int:
+        """See :class:`PromptableSegmenter`: a CPU gains nothing from several images at a time."""
+        return 1 if self.memory.device in ("cpu", "mps") else GPU_BATCH
+
     def prepare(self, images: Sequence[np.ndarray]) -> None:
-        """See :meth:`PromptableSegmenter.prepare`; on a GPU four at a time, and never more than the cache can hold."""
+        """See :meth:`PromptableSegmenter.prepare`; never more than the cache can hold."""
         room = self._cache.capacity(4 * CHANNELS * (self.image_size // PATCH) ** 2)
         wanted = {content_digest(image): image for image in images[:room]}
 
@@ -120,7 +126,7 @@ class SamFamily(ABC):
                 for digest, embedding in zip(digests, self._encode(some), strict=True):
                     self._cache.put(self._key(digest), embedding)
 
-        self.memory.run(work, 1 if self.memory.device in ("cpu", "mps") else 4, "encoder")
+        self.memory.run(work, self.batch, "encoder")
 
     def set_image(self, image: np.ndarray) -> None:
         """See :meth:`PromptableSegmenter.set_image`; an image that was encoded before is taken from the cache."""

@@ -51,6 +51,8 @@ class ThresholdSegmenter:
 
     def set_image(self, image: np.ndarray, window: tuple[float, float] | None = None) -> None:
         self.image = to_uint8(image, window)
+
+    def encode(self) -> None:
         self.segmenter.set_image(self.image)
 
     def segment(self, prompt: str, seed: int = 0) -> PromptResult:
@@ -66,6 +68,7 @@ class ThresholdSegmenter:
         boxes = np.maximum(boxes + np.array([-4, -4, 4, 4], np.float32), 0)
         probability = np.zeros(saliency.shape, np.float32)
         if count:
+            self.encode()
             probability = (1 / (1 + np.exp(-self.segmenter.predict(VisualPrompts(boxes=boxes))[0]))).max(axis=0)
         certain = np.clip(probability, 1e-6, 1 - 1e-6)
         entropy = -(certain * np.log(certain) + (1 - certain) * np.log1p(-certain))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -357,3 +358,26 @@ def test_slices_of_a_whole_volume_have_a_threshold_of_their_own(build) -> None:
     segmenter.set_image(image.array[0], WINDOW)
     result = segmenter.segment(PROMPT)
     assert not result.skipped and result.presence.threshold == 0.4
+
+
+def test_slices_are_encoded_together_where_the_segmenter_gains_by_it(build):
+    """An engine without a gate tells its segmenter of the next slices, each once; the result is the same."""
+    segmenter = build(samples=1)
+    image = volume(slices(8, different=8))
+    alone = segment(segmenter, image)
+    told = []
+
+    class Ahead:
+        batch = 3
+
+        def __getattr__(self, name):
+            return getattr(segmenter.segmenter, name)
+
+        def prepare(self, images):
+            told.append(len(images))
+
+    together = copy.copy(segmenter)
+    together.segmenter = Ahead()
+    assert (segment(together, image).mask == alone.mask).all() and told == [3, 3, 2]
+    together.calibration = PresenceCalibration((0.0, 0.0, 0.0), -9.0, 0.5)  # a gate that skips every slice
+    assert set(statuses(segment(together, image))) == {"skipped by the gate"} and told == [3, 3, 2]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import asdict, dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -97,10 +98,10 @@ def clean(index: PairIndex, settings: CleaningSettings = CleaningSettings()) -> 
         InputError: The pattern is no regular expression, or no pair is left.
     """
     pattern, simplify = _pattern(settings), settings.simplify
-    builder, changed, empty, done = TextBuilder(), np.zeros(len(index), bool), 0, 0
+    builder, changed, done = TextBuilder(), np.zeros(len(index), bool), 0
     lengths = np.zeros(len(index), np.int32)
     captions = iter(index.captions)
-    while part := [caption for caption, _ in zip(captions, range(_CHUNK), strict=False)]:
+    while part := list(islice(captions, _CHUNK)):
         cleaned = [_clean(caption, pattern, simplify) for caption in part]
         changed[done : done + len(part)] = [before != after for before, after in zip(part, cleaned, strict=True)]
         lengths[done : done + len(part)] = [len(caption) for caption in cleaned]

@@ -18,18 +18,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from MedCLIPSAMLib import evaluation, retrieval
+from MedCLIPSAMLib.engines import load_engine
 from MedCLIPSAMLib.errors import InputError, MedCLIPSAMError
 from MedCLIPSAMLib.file_output import check_output_folder, write_json
 from MedCLIPSAMLib.retrieval_features import RetrievalModel, features
 from MedCLIPSAMLib.retrieval_ranks import DIRECTIONS, TOP
-from MedCLIPSAMLib.segment_job import load_segmenter
 from MedCLIPSAMTraining.compare_losses_report import write_report
 from MedCLIPSAMTraining.finetune_settings import LOSSES
 from MedCLIPSAMTraining.measured_captions import SPLITS, write_captions
@@ -189,7 +189,8 @@ class Comparison:
 
     def _dsc(self, engine: str) -> dict[str, Any]:
         """Return per data set the mean and the DSC of every image with a target; the gate is off in all cells."""
-        segmenter = load_segmenter(engine, None, self.device, gate=False)
+        segmenter = load_engine(engine, device=self.device)
+        segmenter.recipe = replace(segmenter.recipe, gate=False)
         found: dict[str, Any] = {}
         for folder, prompt in PROMPTS.items():
             cases = evaluation.find_cases(self.data / folder, "test")

@@ -102,8 +102,8 @@ def markdown(results: Sequence[Result]) -> str:
             "",
             f"## {REFERENCE} against the others",
             "",
-            "Two-sided, corrected by Holm's method over the rows. Over seeds: paired t of trainings with equal seed. Over",
-            "examples: Wilcoxon's signed-rank test of the test pairs or images, each with its mean over the seeds.",
+            "Two-sided, corrected by Holm's method over the rows. Over seeds: paired t of trainings with equal seed;",
+            "over examples: Wilcoxon's signed-rank test of test pairs or images, each with its mean over the seeds.",
             "",
             _row("batch", "against", "measure", "difference in %", "seeds", "p over seeds", "p over examples"),
             "|" + " --- |" * 7,
@@ -181,8 +181,8 @@ def _budget_text(results: Sequence[Result]) -> str:
     given = {name: one[name] or "the model's own" for name in ("learning_rate", "temperature")}
     return (
         f"The lite alignment, fine-tuned from the shipped weights for {one['epochs']} passes over the training "
-        f"captions (learning rate {given['learning_rate']}, {one['schedule']} schedule, temperature {given['temperature']}), "
-        "whatever the batch size: a smaller batch means more steps, each from fewer pairs."
+        f"captions (learning rate {given['learning_rate']}, {one['schedule']} schedule, temperature "
+        f"{given['temperature']}), whatever the batch size: a smaller batch means more steps, each from fewer pairs."
     )
 
 

@@ -55,6 +55,9 @@ def main(
     minimum_characters: Annotated[
         int, Option(help="Shorter captions are dropped (paper: 20).", rich_help_panel=_PAIRS)
     ] = FinetuneSettings.minimum_characters,
+    broken_share: Annotated[
+        float, Option(help="Share of the images that may be unreadable; more stop the run.", rich_help_panel=_PAIRS)
+    ] = DataSettings.broken_share,
     model: Annotated[
         str, Option(help="biomedclip, lite, or finetuned:FOLDER to go on from a result.", rich_help_panel=_RUN)
     ] = FinetuneSettings.model,
@@ -190,7 +193,7 @@ def main(
                 layouts=tuple(layout or ()),
                 tensorboard=tensorboard,
             )
-            source = DataSettings(data, validation, root, (file_column, caption_column, patient_column))
+            source = DataSettings(data, validation, root, (file_column, caption_column, patient_column), broken_share)
             with join_processes(device) as processes:
                 files = run(settings, source, options, processes, link)
         except MedCLIPSAMError as error:

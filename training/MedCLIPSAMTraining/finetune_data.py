@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -13,15 +13,20 @@ import numpy as np
 import torch
 
 from MedCLIPSAMLib.errors import InputError
-from MedCLIPSAMTraining.caption_cleaning import CleaningSettings, clean
 from MedCLIPSAMTraining.finetune_distributed import Processes
 from MedCLIPSAMTraining.finetune_loop import PairBatch
 from MedCLIPSAMTraining.finetune_models import TrainableClip, pixels
 from MedCLIPSAMTraining.finetune_settings import FinetuneSettings
-from MedCLIPSAMTraining.pair_batches import BatchPlan
-from MedCLIPSAMTraining.pair_index import Pair, PairIndex
-from MedCLIPSAMTraining.pair_shards import local_image
-from MedCLIPSAMTraining.pair_split import split
+from MedCLIPSAMTraining.image_text_data import (
+    BatchPlan,
+    CleaningSettings,
+    Pair,
+    PairIndex,
+    PairLoader,
+    clean,
+    local_image,
+    split,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +42,14 @@ class DataSettings:
         validation: Pairs of their own for validation; None keeps a share of ``data`` out of the training.
         root: Folder of relative image files.
         columns: Names of the columns of file, caption and patient.
+        broken_share: Share of the images that may be unreadable; more stop the run.
     """
 
     data: Path
     validation: Path | None = None
     root: Path | None = None
     columns: tuple[str, str, str] = ("file", "caption", "patient")
+    broken_share: float = 0.01
 
     def read(self, source: Path, shortest: int) -> tuple[PairIndex, dict[str, Any]]:
         """Return the pairs of a source, cleaned, and what cleaning did."""
@@ -79,7 +86,7 @@ class FinetuneData:
         Raises:
             InputError: See :meth:`PairIndex.read`, :func:`clean`, :func:`split` and :class:`BatchPlan`.
         """
-        self._processes = processes
+        self._processes, self._broken_share = processes, source.broken_share
         index, self._cleaning = source.read(source.data, settings.minimum_characters)
         if source.validation is None:
             rows, held_out = split(index, settings.validation_share, settings.seed)
@@ -101,6 +108,7 @@ class FinetuneData:
         self.epoch_steps = len(self._plan)
         keys = blake2b(np.ascontiguousarray(self.validation.caption_keys).data, digest_size=16).hexdigest()
         self.identity = {"pairs": len(self.training), "plan": self._plan.fingerprint, "validation": keys}
+        self._loader: PairLoader | None = None
         self._batches: Iterator[PairBatch] | None = None
         self._next = -1
         logger.info("%d pairs for training, %d for validation.", len(self.training), len(self.validation))
@@ -127,10 +135,14 @@ class FinetuneData:
         self._processes.wait()
 
     def next_batch(self, model: TrainableClip, step: int, workers: int) -> PairBatch:
-        """Return this process's part of the batch of a step, counted from 0 over all epochs."""
+        """Return this process's part of the batch of a step, counted from 0 over all epochs.
+
+        Raises:
+            InputError: Too many images cannot be read; the message lists them.
+        """
         if self._batches is None or self._next != step:
             self.close()
-            self._batches = self._training_batches(model, *divmod(step, self.epoch_steps), workers)
+            self._batches = self._training_batches(model, step, workers)
         self._next = step + 1
         return next(self._batches)
 
@@ -140,35 +152,35 @@ class FinetuneData:
             self._batches.close()
             self._batches = None
 
-    def _training_batches(self, model: TrainableClip, epoch: int, position: int, workers: int) -> Iterator[PairBatch]:
-        part = self._plan.share(self._processes.rank, self._processes.count)
-        load = LoadPair(model.image_input)
-        for turn in self._plan.turns(epoch, position):
-            yield _batch(self.training, turn.rows[part], load)
+    def write_skipped(self, path: Path) -> None:
+        """List the training images that could not be read, if there are any."""
+        if self._loader is not None and self._loader.skipped:
+            self._loader.write_skipped(path)
 
-    @property
-    def validation_chunks(self) -> int:
-        """Parts in which the validation pairs are encoded."""
-        return -(-len(self.validation) // VALIDATION_CHUNK)
+    def _training_batches(self, model: TrainableClip, step: int, workers: int) -> Iterator[PairBatch]:
+        self._loader = self._new_loader(self.training, self._plan, model, workers)
+        for batch in self._loader.batches(*divmod(step, self.epoch_steps)):
+            yield PairBatch(batch.images, batch.captions, batch.keys)
 
-    def validation_batches(self, model: TrainableClip, workers: int) -> Iterator[tuple[int, PairBatch]]:
-        """Yield this process's part of the chunks, with their numbers."""
-        load = LoadPair(model.image_input)
-        for number in range(self._processes.rank, self.validation_chunks, self._processes.count):
-            rows = np.arange(number * VALIDATION_CHUNK, min((number + 1) * VALIDATION_CHUNK, len(self.validation)))
-            yield number, _batch(self.validation, rows, load)
+    def _new_loader(self, index: PairIndex, plan: BatchPlan | None, model: TrainableClip, workers: int) -> PairLoader:
+        return PairLoader(
+            index,
+            plan,
+            LoadPair(model.image_input),
+            workers=workers,
+            broken_share=self._broken_share,
+            rank=self._processes.rank,
+            processes=self._processes.count,
+            pin=self._processes.device.type == "cuda",
+        )
 
-    def validation_captions(self, chunks: Sequence[int]) -> list[str]:
-        """Return the captions of these chunks in order."""
-        captions = list(self.validation.captions)
-        return [
-            one for number in chunks for one in captions[number * VALIDATION_CHUNK : (number + 1) * VALIDATION_CHUNK]
-        ]
-
-
-def _batch(index: PairIndex, rows: np.ndarray, load: LoadPair) -> PairBatch:
-    images, captions = zip(*(load(index[int(row)]) for row in rows), strict=True)
-    return PairBatch(torch.stack(images), list(captions), torch.from_numpy(index.caption_keys[rows].copy()))
+    def validation_batches(self, model: TrainableClip, workers: int) -> Iterator[tuple[np.ndarray, PairBatch]]:
+        """Yield this process's part of the validation pairs, as rows and their batch; unreadable ones are left out."""
+        rows = np.arange(len(self.validation))
+        mine = rows[rows // VALIDATION_CHUNK % self._processes.count == self._processes.rank]
+        loader = self._new_loader(self.validation, None, model, workers)
+        for batch in loader.in_order(mine, VALIDATION_CHUNK):
+            yield batch.rows.numpy(), PairBatch(batch.images, batch.captions, batch.keys)
 
 
 def _readable(file: str) -> np.ndarray | None:
@@ -176,5 +188,5 @@ def _readable(file: str) -> np.ndarray | None:
         with local_image(file) as path:
             return pixels(path)
     except (InputError, OSError) as error:
-        logger.warning("%s", error)
+        logger.debug("%s", error)  # the loader lists it
         return None

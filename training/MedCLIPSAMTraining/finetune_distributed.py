@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import distributed
 
@@ -63,10 +62,6 @@ class Processes:
         found: list[Any] = [None] * self.count
         distributed.all_gather_object(found, value, group=self.group)
         return found
-
-    def gather_rows(self, rows: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
-        """Return the union of all processes' entries."""
-        return {key: value for part in self.gather(rows) for key, value in part.items()}
 
     def wait(self) -> None:
         """Go on only when all processes have come here."""

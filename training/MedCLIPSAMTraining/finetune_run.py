@@ -29,11 +29,13 @@ from MedCLIPSAMTraining.job_link import JobLink
 
 logger = logging.getLogger(__name__)
 
-CARD = "finetune.json"
+CARD, SKIPPED = "finetune.json", "skipped.csv"
 STEP_COLUMNS = ["step", "epoch", "loss", "gradient", "learning_rate", "seconds"]
 SCORES = ("image_to_text_top1", "text_to_image_top1", "image_to_text_top2", "text_to_image_top2")
 VALIDATION_COLUMNS = ["step", "epoch", *SCORES]
 VALIDATION_BATCH = 50
+LOCK_PATIENCE = 15.0
+"""Seconds; the loader processes of a run that was killed notice it within about five, and hold its lock until then."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Run:
         if not self.processes.first:
             return
         lock = FileLock(self.options.work / "lock")
-        if not lock.acquire(patience=1.0):
+        if not lock.acquire(patience=LOCK_PATIENCE):
             raise InputError(f"another run works in {self.options.work}; wait for its end, or pass another --work.")
         self._stack.callback(lock.release)
 
@@ -158,6 +160,7 @@ class Run:
                 self._leave_if_asked()
         if trainer.step > began and self.processes.first:
             spent = time.monotonic() - begin
+            self.data.write_skipped(self.options.work / SKIPPED)
             logger.info("The training waited %.1f %% of its time for data.", 100 * waited / spent)
         self.data.close()
 
@@ -214,23 +217,19 @@ class Run:
 
     def _validate(self) -> dict[str, float]:
         """Return the shares of hits in batches of 50; every process encodes its part of the chunks."""
-        images: dict[int, np.ndarray] = {}
-        texts: dict[int, np.ndarray] = {}
-        total = self.data.validation_chunks
-        for number, batch in self.data.validation_batches(self.model, self.options.workers):
-            images[number], texts[number] = self.trainer.encode(batch)
-            self._say(self.trainer.step, self.course.total, f"Validation, {number + 1} of {total} parts")
+        found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # rows, image and text features
+        done, total = 0, len(self.data.validation)
+        for rows, batch in self.data.validation_batches(self.model, self.options.workers):
+            found.append((rows, *self.trainer.encode(batch)))
+            done += len(rows) * self.processes.count
+            self._say(self.trainer.step, self.course.total, f"Validation, {min(done, total)} of {total} pairs")
             if self.processes.group is None:
                 self._leave_if_asked()  # several processes leave together, after a step
-        images, texts = self.processes.gather_rows(images), self.processes.gather_rows(texts)
-        order = sorted(images)
-        captions = self.data.validation_captions(order)
-        report = retrieval.evaluate(
-            np.concatenate([images[number] for number in order]),
-            np.concatenate([texts[number] for number in order]),
-            captions,
-            batch=VALIDATION_BATCH,
-        )
+        together = [part for several in self.processes.gather(found) for part in several]
+        rows, images, texts = (np.concatenate(parts) for parts in zip(*together, strict=True))
+        order = np.argsort(rows)
+        captions = [self.data.validation.captions[int(row)] for row in rows[order]]
+        report = retrieval.evaluate(images[order], texts[order], captions, batch=VALIDATION_BATCH)
         return {
             f"{direction}_top{k}": float(report.accuracy(direction, k).mean())
             for k in (1, 2)

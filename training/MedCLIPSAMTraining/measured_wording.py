@@ -7,6 +7,7 @@ and tenths), so that no word fits nearly everything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,8 +34,8 @@ SLOPES = ((30.0, "flat"), (60.0, "oblique"), (91.0, "upright"))
 """Upper limits of the long axis' angle to the horizontal, in degrees."""
 ROUND = 0.65  # eccentricity below which a shape has no long axis to speak of: the short one is 0.76 of the long one
 ELONGATED = 0.92  # above: the short axis is under 0.4 of the long one
-IRREGULAR_SOLIDITY, IRREGULAR_COMPACTNESS = 0.85, 0.5
-LOBULATED_SOLIDITY, LOBULATED_COMPACTNESS = 0.93, 0.68
+IRREGULAR_SOLIDITY, IRREGULAR_COMPACTNESS = 0.85, 0.55
+LOBULATED_SOLIDITY, LOBULATED_COMPACTNESS = 0.93, 0.75  # of the compactness that an ellipse so long has
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
 _MODALITIES = {
@@ -101,9 +102,10 @@ def describe(task: str, label: str, parts: Sequence[Part], rng: np.random.Genera
 
 def shape_of(part: Part) -> str:
     """Return "irregular", "lobulated", "round", "oval" or "elongated", after the direction of a long axis."""
-    if part.solidity < IRREGULAR_SOLIDITY or part.compactness < IRREGULAR_COMPACTNESS:
+    compactness = part.compactness / _ellipse_compactness(part.eccentricity)
+    if part.solidity < IRREGULAR_SOLIDITY or compactness < IRREGULAR_COMPACTNESS:
         outline = "irregular"
-    elif part.solidity < LOBULATED_SOLIDITY or part.compactness < LOBULATED_COMPACTNESS:
+    elif part.solidity < LOBULATED_SOLIDITY or compactness < LOBULATED_COMPACTNESS:
         outline = "lobulated"
     elif part.eccentricity < ROUND:
         return "round"
@@ -116,6 +118,14 @@ def percent(share: float) -> str:
     """Return a share as rounded per cent, with one decimal below 2 %."""
     value = 100 * share
     return f"{value:.1f} %" if value < 2 else f"{value:.0f} %"
+
+
+def _ellipse_compactness(eccentricity: float) -> float:
+    """Return 4 pi area / perimeter^2 of an ellipse; its perimeter by Ramanujan's second formula."""
+    short = math.sqrt(max(1e-6, 1 - eccentricity**2))  # the long half axis is 1
+    h = ((1 - short) / (1 + short)) ** 2
+    around = math.pi * (1 + short) * (1 + 3 * h / (10 + math.sqrt(4 - 3 * h)))
+    return 4 * math.pi * math.pi * short / around**2
 
 
 def _lesion(task: str, label: str, parts: Sequence[Part], words: dict[str, str], rng: np.random.Generator) -> str:

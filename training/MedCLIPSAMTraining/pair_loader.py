@@ -64,7 +64,7 @@ class PairLoader:
                 forked (Windows, macOS) it must be picklable and should not carry a model.
             workers: Processes that load; 0 loads in this one.
             ahead: Batches that each worker prepares ahead.
-            broken_share: Share of the plan's pairs that may be unreadable.
+            broken_share: Share of all pairs of the index that may be unreadable.
             rank, processes: This process's part of every batch, see :meth:`BatchPlan.share`.
             pin: Page-locked memory, for copies to a GPU.
             collate: Makes the captions of a batch one thing, in the worker; for example a tokenizer.
@@ -99,7 +99,7 @@ class PairLoader:
             Wish(turn.epoch, turn.position, turn.rows[self._share], turn.rows, True)
             for turn in self.plan.turns(epoch, position, epochs=epochs)
         )
-        yield from self._run(wishes, len(self.plan.rows))
+        yield from self._run(wishes)
 
     def in_order(self, rows: Sequence[int] | np.ndarray, batch: int) -> Iterator[LoadedBatch]:
         """Yield these rows once, in order; one that cannot be read is left out, so batches may be smaller.
@@ -114,7 +114,7 @@ class PairLoader:
         rows = np.asarray(rows, np.int64)
         parts = (rows[first : first + batch] for first in range(0, len(rows), batch))
         wishes = (Wish(0, number, part, part, False) for number, part in enumerate(parts))
-        yield from self._run(wishes, len(rows))
+        yield from self._run(wishes)
 
     def write_skipped(self, path: Path) -> None:
         """Write what could not be read as a CSV: row, file, reason."""
@@ -123,7 +123,7 @@ class PairLoader:
             table.writerow(("row", "file", "reason"))
             table.writerows((item.row, item.file, item.reason) for item in sorted(self.skipped.values(), key=_by_row))
 
-    def _run(self, wishes: Iterator[Wish], total: int) -> Iterator[LoadedBatch]:
+    def _run(self, wishes: Iterator[Wish]) -> Iterator[LoadedBatch]:
         first = next(wishes, None)
         if first is None:
             return
@@ -157,7 +157,9 @@ class PairLoader:
                     raise
                 self.waited += time.perf_counter() - began
                 batch, tried, skipped = found
-                self._note(tried, skipped, total, stop=batch is None)
+                if isinstance(batch, InputError):
+                    raise batch
+                self._note(tried, skipped, stop=batch is None)
                 if batch is not None and len(batch.rows):
                     yield batch
         finally:
@@ -169,7 +171,7 @@ class PairLoader:
         if not workers or not _SHARED.is_dir() or (free := shutil.disk_usage(_SHARED).free) > 2 << 30:
             return workers, ahead
         batch, _, _ = self._dataset[replace(wish, rows=wish.rows[:1])]
-        size = batch.images.nbytes * len(wish.rows) if batch is not None and len(batch.rows) else 0
+        size = batch.images.nbytes * len(wish.rows) if isinstance(batch, LoadedBatch) else 0
         while workers and size * (workers * ahead + 2) > 0.9 * free:
             workers, ahead = (workers, ahead - 1) if ahead > 1 else (workers - 1, ahead)
         if (workers, ahead) != (self._workers, self._ahead):
@@ -180,7 +182,7 @@ class PairLoader:
             )
         return workers, ahead
 
-    def _note(self, tried: np.ndarray, skipped: Iterable[Skipped], total: int, stop: bool) -> None:
+    def _note(self, tried: np.ndarray, skipped: Iterable[Skipped], stop: bool) -> None:
         """Remember what could not be read, and stop when that is too much."""
         self._seen[tried] = True
         for item in skipped:
@@ -191,7 +193,7 @@ class PairLoader:
             return
         # Of all pairs so many; before all were seen, no more than that share could give by chance.
         expected = self._broken_share * int(self._seen.sum())
-        allowed = min(self._broken_share * total, expected + 4 * math.sqrt(expected) + 3)
+        allowed = min(self._broken_share * len(self.index), expected + 4 * math.sqrt(expected) + 3)
         if stop or len(self.skipped) > allowed:
             listed = sorted(self.skipped.values(), key=_by_row)
             lines = [f"  {item.file}: {item.reason}" for item in listed[:_SHOWN]]
@@ -199,7 +201,7 @@ class PairLoader:
                 lines.append(f"  and {len(listed) - _SHOWN} more")
             raise InputError(
                 f"{len(listed)} of {int(self._seen.sum())} images so far cannot be read, more than "
-                f"{100 * self._broken_share:g} % of {total}; correct or remove them, or allow a larger share:\n"
+                f"{100 * self._broken_share:g} % of {len(self.index)}; correct or remove them, or allow a larger share:\n"
                 + "\n".join(lines)
             )
 

@@ -20,7 +20,15 @@ from MedCLIPSAMTraining.pair_groups import random_ranks
 from MedCLIPSAMTraining.pair_index import Pair, PairIndex
 
 Load = Callable[[Pair], tuple[Tensor, Any]]
-BROKEN = (InputError, OSError, ValueError, SyntaxError, EOFError, zlib.error, struct.error)  # pillow raises all of these
+BROKEN = (
+    InputError,
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    zlib.error,
+    struct.error,
+)  # pillow raises all of these
 _NOT_THE_FILE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC}  # the machine's fault: stops the run
 _TRIES = 20  # other pairs that are tried in the place of one that cannot be read
 
@@ -79,7 +87,7 @@ class BatchReader(Dataset):
         self._rows, self._seed = (plan.rows, plan.seed) if plan is not None else (np.arange(0), 0)
         _ = index.caption_keys, index.image_keys  # computed once, here, for all workers
 
-    def __getitem__(self, wish: Wish) -> tuple[LoadedBatch | None, np.ndarray, list[Skipped]]:
+    def __getitem__(self, wish: Wish) -> tuple[LoadedBatch | InputError | None, np.ndarray, list[Skipped]]:
         """Return the batch, the rows that were tried, and what could not be read; no batch where nothing could be."""
         rows, images, captions, tried = [], [], [], []
         skipped: list[Skipped] = []
@@ -96,7 +104,12 @@ class BatchReader(Dataset):
                 if wish.replace:
                     return None, np.array(tried, np.int64), skipped
         if len(shapes := {tuple(image.shape) for image in images}) > 1:
-            raise InputError(f"the images of a batch have different shapes, {sorted(shapes)}; all must have one.")
+            error = InputError(f"the images of a batch have different shapes, {sorted(shapes)}; all must have one.")
+            return (
+                error,
+                np.array(tried, np.int64),
+                skipped,
+            )  # raised here, it would arrive with a traceback as its text
         stacked = torch.stack(images) if images else torch.empty(0)
         places = np.array(rows, np.int64)
         batch = LoadedBatch(

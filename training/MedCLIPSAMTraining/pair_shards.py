@@ -17,10 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from MedCLIPSAMLib.errors import InputError
-from MedCLIPSAMLib.file_io import PICTURE_SUFFIXES
 from MedCLIPSAMTraining.pair_sources import CHUNK, Chunk
 
-IMAGES = (*PICTURE_SUFFIXES, ".bmp", ".webp", ".dcm", ".nrrd", ".nii", ".nii.gz", ".mha")
+IMAGES = tuple(".png .jpg .jpeg .tif .tiff .bmp .webp .dcm .nrrd .nii .nii.gz .mha".split())
 CAPTIONS = (".txt", ".caption", ".text")
 _MEMBER = re.compile(r"(?P<shard>.*)::(?P<offset>\d+)\+(?P<size>\d+)::(?P<name>.*)", re.DOTALL)
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")

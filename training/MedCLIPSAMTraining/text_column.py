@@ -79,13 +79,14 @@ class TextBuilder:
     def add(self, strings: Sequence[str]) -> None:
         """Append many strings."""
         encoded = [text.encode("utf-8", _ODD_LETTERS) for text in strings]
-        self._blob += b"".join(encoded)
+        self._blob += b"".join(encoded)  # grows in place; pieces kept for later would leave holes in the memory
         self._lengths.append(np.fromiter(map(len, encoded), np.int32, len(encoded)))
 
     def column(self) -> TextColumn:
         """Return the column; the builder is not to be used afterwards."""
         lengths = np.concatenate(self._lengths)
-        starts = np.cumsum(lengths, dtype=np.int64) - lengths
+        starts = np.cumsum(lengths, dtype=np.int64)
+        starts -= lengths
         return TextColumn(np.frombuffer(self._blob, np.uint8), starts, lengths)
 
 
