@@ -200,14 +200,19 @@ def _encode_images(
     keys = list(files)
     for start in range(0, len(keys), _CHUNK):
         chunk = keys[start : start + _CHUNK]
-        store.add(chunk, clip.encode_images([_picture(files[key]) for key in chunk]))
+        store.add(chunk, clip.encode_images([picture(files[key]) for key in chunk]))
         if start and start % _SAVE_EVERY == 0:
             store.save()  # a run that is stopped goes on here
         if progress is not None:
             progress(total - len(keys) + start + len(chunk), total)
 
 
-def _picture(path: Path) -> np.ndarray:
+def picture(path: Path) -> np.ndarray:
+    """Return a 2D image as a CLIP reads it, (H, W) or (H, W, 3) uint8.
+
+    Raises:
+        InputError: It cannot be read, or is a volume.
+    """
     image = read_image(path)
     if image.is_volume:
         raise InputError(f"{path} is a volume; retrieval takes 2D images.")

@@ -257,7 +257,10 @@ def test_locked_layers_of_the_lite_model_stay(kept_features: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_cannot_be_run_is_told(pairs: Path, kept_features: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_run_is_told(
+    pairs: Path, kept_features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune_run, "LOCK_PATIENCE", 0.1)
     options = RunOptions(tmp_path / "model", tmp_path / "work", kept_features, workers=0)
     with JobLink() as link:
         with pytest.raises(InputError, match="fewer than one batch of 64"):
@@ -289,7 +292,7 @@ def test_biomedclip_with_random_weights(pairs: Path, tmp_path: Path, monkeypatch
     files = biomedclip_files()
     monkeypatch.setenv("MEDCLIPSAM_OWN_WEIGHTS", str(files["biomedclip"].parents[1]))
     settings = FinetuneSettings(
-        batch=4, steps=2, validation_share=0.1, locked_image_layers=11, locked_text_layers=11, learning_rate=1e-3
+        batch=4, steps=2, validation_share=0.0, locked_image_layers=11, locked_text_layers=11, learning_rate=1e-3
     )
     options = RunOptions(tmp_path / "model", tmp_path / "work", chunk=2, workers=0, save_every=100, tensorboard=False)
     with JobLink() as link:

@@ -301,6 +301,9 @@ def test_cells_are_skipped_resumed_and_never_mixed(tmp_path: Path, monkeypatch: 
 def test_a_cell_is_trained_and_measured(tmp_path: Path) -> None:
     """One short training through the real trainer, then retrieval and DSC with the engine that it wrote."""
     pytest.importorskip("surface_distance")
+    from MedCLIPSAMLib import evaluation, retrieval
+    from MedCLIPSAMLib.engines import load_engine
+    from MedCLIPSAMLib.retrieval_features import RetrievalModel, features
     from MedCLIPSAMTraining.compare_losses import Budget, Cell, Comparison
 
     data = make_data(tmp_path / "data", images=2)
@@ -309,7 +312,27 @@ def test_a_cell_is_trained_and_measured(tmp_path: Path) -> None:
     folder = tmp_path / "out" / "cells" / "dhn-nce-batch8-seed0"
     assert (folder / "model" / "lite-alignment.safetensors").is_file() and not (folder / "work").exists()
     assert trained["retrieval"]["examples"] == 8
+    # The very engine that a user opens says the same.
+    pairs = retrieval.read_pairs(tmp_path / "out" / "pairs" / "test.csv", root=data)
+    vectors = features(RetrievalModel(f"finetuned:{folder / 'model'}", "cpu"), pairs, tmp_path / "kept")
+    again = retrieval.evaluate(*vectors, pairs.captions)
+    assert trained["retrieval"]["image_to_text"]["top1"]["mean"] == again.mean("image_to_text", 1)
+    engine = load_engine(f"finetuned:{folder / 'model'}", device="cpu")
+    cases = evaluation.find_cases(data / "brain_mri_tumour", "test")
+    report = evaluation.evaluate(engine, cases, "brain tumor", stages=False, limit=1)
+    assert list(trained["dsc"]["figshare"]["images"].values()) == [report["cases"][0]["dsc"]]
     assert set(trained["dsc"]) == {dataset for dataset, _ in FOLDERS.values()}
     assert json.loads((folder / "result.json").read_text())["settings"] == trained["settings"]
-    with pytest.raises(InputError, match="ended with"):  # the trainer's own words are passed on
-        list(Comparison(data, tmp_path / "out", Budget(schedule="zigzag")).run([Cell("dcl", 8, 0)]))
+
+
+def test_a_trainer_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from MedCLIPSAMTraining.compare_losses import Budget, Cell, Comparison
+
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho no room on the device >&2\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(program))
+    comparison = Comparison(make_data(tmp_path / "data", images=1), tmp_path / "out", Budget(), device="cpu")
+    with pytest.raises(InputError, match="training dcl-batch8-seed0 ended with 3: no room on the device"):
+        list(comparison.run([Cell("dcl", 8, 0)]))
+    assert not list((tmp_path / "out").rglob("result.json"))

@@ -18,18 +18,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from MedCLIPSAMLib import evaluation, retrieval
-from MedCLIPSAMLib.engines import load_engine
 from MedCLIPSAMLib.errors import InputError, MedCLIPSAMError
 from MedCLIPSAMLib.file_output import check_output_folder, write_json
-from MedCLIPSAMLib.retrieval_features import RetrievalModel, features
+from MedCLIPSAMLib.pipeline import TextSegmenter
+from MedCLIPSAMLib.retrieval_features import picture
 from MedCLIPSAMLib.retrieval_ranks import DIRECTIONS, TOP
+from MedCLIPSAMTraining.compare_losses_engine import EngineSource
 from MedCLIPSAMTraining.compare_losses_report import write_report
 from MedCLIPSAMTraining.finetune_settings import LOSSES
 from MedCLIPSAMTraining.measured_captions import SPLITS, write_captions
@@ -103,6 +105,7 @@ class Comparison:
             OutputError: The folder cannot be written.
         """
         self.data, self.output, self.budget, self.device, self.workers = data, output, budget, device, workers
+        self._engines = EngineSource(device)
         self.pairs = check_output_folder(output) / "pairs"
         if not all((self.pairs / f"{split}.csv").is_file() for split in SPLITS):
             write_captions(data, self.pairs)
@@ -139,11 +142,12 @@ class Comparison:
         folder = self._folder(cell)
         folder.mkdir(parents=True, exist_ok=True)
         begin = time.perf_counter()
-        engine = "lite" if cell.loss == SHIPPED else f"finetuned:{self._train(cell)}"
+        name = "lite" if cell.loss == SHIPPED else f"finetuned:{self._train(cell)}"
         trained = time.perf_counter()
+        engine = self._engines(name)
         result = {
             "settings": self._settings(cell),
-            "retrieval": self._retrieval(engine, folder),
+            "retrieval": self._retrieval(engine),
             "dsc": self._dsc(engine),
             "seconds": {"training": trained - begin, "evaluation": time.perf_counter() - trained},
         }
@@ -179,18 +183,16 @@ class Comparison:
             raise InputError(f"training {cell.name} ended with {done.returncode}: " + "\n".join(tail))
         return folder / "model"
 
-    def _retrieval(self, engine: str, folder: Path) -> dict[str, Any]:
+    def _retrieval(self, engine: TextSegmenter) -> dict[str, Any]:
         """Return the report, and for every test pair the share of the runs that hit it."""
         pairs = retrieval.read_pairs(self.pairs / "test.csv", root=self.data)
-        images, texts = features(RetrievalModel(engine, self.device), pairs, folder / "features")
-        report = retrieval.evaluate(images, texts, pairs.captions)
+        images = np.concatenate([engine.clip.encode_images([picture(file)]) for file in pairs.files])
+        report = retrieval.evaluate(images, engine.clip.encode_texts(pairs.captions), pairs.captions)
         hits = {f"{name}_top{k}": report.hits(name, k).mean(axis=0) for name in DIRECTIONS for k in TOP}
         return {**report.as_dict(), "hits": hits}
 
-    def _dsc(self, engine: str) -> dict[str, Any]:
-        """Return per data set the mean and the DSC of every image with a target; the gate is off in all cells."""
-        segmenter = load_engine(engine, device=self.device)
-        segmenter.recipe = replace(segmenter.recipe, gate=False)
+    def _dsc(self, segmenter: TextSegmenter) -> dict[str, Any]:
+        """Return per data set the mean and the DSC of every image with a target."""
         found: dict[str, Any] = {}
         for folder, prompt in PROMPTS.items():
             cases = evaluation.find_cases(self.data / folder, "test")

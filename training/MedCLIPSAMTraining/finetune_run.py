@@ -96,6 +96,7 @@ class Run:
             options.work, {"settings": asdict(self.settings), "data": self.data.identity, "base": self.model.base}
         )
         self.best, self.validated = self.work.resume(self.trainer)
+        self._saved = self.trainer.step
         self._open_records()
 
     def __enter__(self) -> Run:
@@ -155,9 +156,11 @@ class Run:
                 bar.update()
                 self._record(report)
                 self._say(trainer.step, course.total, f"{self._where()}; loss {report.loss:.4f}{self._found()}")
-                if trainer.step % self.options.save_every == 0:
+                if trainer.step % self.options.save_every == 0 and not self._validation_is_due():
                     self._save()
                 self._leave_if_asked()
+        if self._saved != trainer.step:
+            self._save()
         if trainer.step > began and self.processes.first:
             spent = time.monotonic() - begin
             self.data.write_skipped(self.options.work / SKIPPED)
@@ -180,6 +183,7 @@ class Run:
         self._scalars.add(step, dict(zip(STEP_COLUMNS[2:5], values, strict=True)))
 
     def _save(self) -> None:
+        self._saved = self.trainer.step
         if self.processes.first:
             self.work.save(self.trainer, self.best, self.validated)
 
@@ -193,13 +197,18 @@ class Run:
 
     # ---- Validation --------------------------------------------------------------------------------------------------
 
-    def _validate_if_due(self) -> None:
+    def _validation_is_due(self) -> bool:
         step = self.trainer.step
         every = self.options.validate_every or self.course.epoch_steps
         if self.validated >= step or not len(self.data.validation):
+            return False
+        return step % every == 0 or step >= self.course.total
+
+    def _validate_if_due(self) -> None:
+        """Validate, remember the best weights, and save."""
+        if not self._validation_is_due():
             return
-        if step % every and step < self.course.total:
-            return
+        step = self.trainer.step
         scores = self._validate()
         self.validated = step
         self._scores[step] = scores
@@ -213,7 +222,8 @@ class Run:
             epoch = step // self.course.epoch_steps
             self.work.record(VALIDATION, [step, epoch, *(scores[name] for name in SCORES)])
             self._scalars.add(step, scores)
-        self._save()
+        if step:
+            self._save()
 
     def _validate(self) -> dict[str, float]:
         """Return the shares of hits in batches of 50; every process encodes its part of the chunks."""

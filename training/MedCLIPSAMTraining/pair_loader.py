@@ -157,7 +157,7 @@ class PairLoader:
                     raise
                 self.waited += time.perf_counter() - began
                 batch, tried, skipped = found
-                if isinstance(batch, InputError):
+                if isinstance(batch, Exception):
                     raise batch
                 self._note(tried, skipped, stop=batch is None)
                 if batch is not None and len(batch.rows):
@@ -201,8 +201,8 @@ class PairLoader:
                 lines.append(f"  and {len(listed) - _SHOWN} more")
             raise InputError(
                 f"{len(listed)} of {int(self._seen.sum())} images so far cannot be read, more than "
-                f"{100 * self._broken_share:g} % of {len(self.index)}; correct or remove them, or allow a larger share:\n"
-                + "\n".join(lines)
+                f"{100 * self._broken_share:g} % of {len(self.index)}; correct or remove them, or allow a larger share:"
+                + "".join(f"\n{line}" for line in lines)
             )
 
 

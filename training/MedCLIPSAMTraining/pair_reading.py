@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import pickle
 import struct
+import traceback
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -79,6 +81,10 @@ class Wish:
     replace: bool
 
 
+Loaded = tuple[LoadedBatch | Exception | None, np.ndarray, list[Skipped]]
+"""The batch, None where too little could be read; the rows that were tried; what could not be read."""
+
+
 class BatchReader(Dataset):
     """Loads what is wished; lives in the workers."""
 
@@ -87,10 +93,18 @@ class BatchReader(Dataset):
         self._rows, self._seed = (plan.rows, plan.seed) if plan is not None else (np.arange(0), 0)
         _ = index.caption_keys, index.image_keys  # computed once, here, for all workers
 
-    def __getitem__(self, wish: Wish) -> tuple[LoadedBatch | InputError | None, np.ndarray, list[Skipped]]:
-        """Return the batch, the rows that were tried, and what could not be read; no batch where nothing could be."""
-        rows, images, captions, tried = [], [], [], []
+    def __getitem__(self, wish: Wish) -> Loaded:
+        """Load what is wished. What goes wrong comes back as a value: raised, it would arrive as another text."""
+        tried: list[int] = []
         skipped: list[Skipped] = []
+        try:
+            batch: LoadedBatch | Exception | None = self._batch(wish, tried, skipped)
+        except Exception as error:
+            batch = _sendable(error)
+        return batch, np.array(tried, np.int64), skipped
+
+    def _batch(self, wish: Wish, tried: list[int], skipped: list[Skipped]) -> LoadedBatch | None:
+        rows, images, captions = [], [], []
         for wanted in wish.rows.tolist():
             for row in (wanted, *(self._others(wish, wanted) if wish.replace else ())):
                 tried.append(row)
@@ -102,18 +116,12 @@ class BatchReader(Dataset):
                     break
             else:
                 if wish.replace:
-                    return None, np.array(tried, np.int64), skipped
+                    return None
         if len(shapes := {tuple(image.shape) for image in images}) > 1:
-            error = InputError(f"the images of a batch have different shapes, {sorted(shapes)}; all must have one.")
-            return (
-                error,
-                np.array(tried, np.int64),
-                skipped,
-            )  # raised here, it would arrive with a traceback as its text
-        stacked = torch.stack(images) if images else torch.empty(0)
+            raise InputError(f"the images of a batch have different shapes, {sorted(shapes)}; all must have one.")
         places = np.array(rows, np.int64)
-        batch = LoadedBatch(
-            stacked,
+        return LoadedBatch(
+            torch.stack(images) if images else torch.empty(0),
             self._collate(captions),
             torch.from_numpy(np.array(self._index.caption_keys[places])),
             torch.from_numpy(places),
@@ -121,7 +129,6 @@ class BatchReader(Dataset):
             wish.position,
             tuple(skipped),
         )
-        return batch, np.array(tried, np.int64), skipped
 
     def _read(self, row: int, skipped: list[Skipped]) -> tuple[Tensor, Any] | None:
         pair = self._index[row]
@@ -145,3 +152,14 @@ class BatchReader(Dataset):
         for keys in (self._index.caption_keys, self._index.image_keys):
             new &= ~np.isin(keys[others], keys[wish.batch])
         yield from [*others[new].tolist(), *others[~new & (others != row)].tolist()][:_TRIES]
+
+
+def _sendable(error: Exception) -> Exception:
+    """Return the error with its traceback as a note, as one that another process can be sent."""
+    told = "".join(traceback.format_exception(error))
+    error.add_note(told)
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(told)
+    return error

@@ -19,7 +19,7 @@ from pathlib import Path
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMTraining.pair_sources import CHUNK, Chunk
 
-IMAGES = tuple(".png .jpg .jpeg .tif .tiff .bmp .webp .dcm .nrrd .nii .nii.gz .mha".split())
+IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".nrrd", ".nii", ".nii.gz", ".mha")
 CAPTIONS = (".txt", ".caption", ".text")
 _MEMBER = re.compile(r"(?P<shard>.*)::(?P<offset>\d+)\+(?P<size>\d+)::(?P<name>.*)", re.DOTALL)
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
