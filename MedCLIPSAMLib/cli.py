@@ -29,7 +29,9 @@ from MedCLIPSAMLib.cli_options import (
     reported,
 )
 from MedCLIPSAMLib.cli_prompts import prompts_app
+from MedCLIPSAMLib.cli_retrieve import retrieve
 from MedCLIPSAMLib.cli_slicer import slicer_run
+from MedCLIPSAMLib.cli_training import add_training
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.reporting import RESEARCH_NOTE, VERSION, summary_table
 
@@ -162,8 +164,10 @@ def evaluate(
 
 
 app.command()(benchmark)
+app.command()(retrieve)
 app.command("slicer-run")(slicer_run)
 app.add_typer(prompts_app, name="prompts")
+add_training(app)
 add_lists(app)
 
 

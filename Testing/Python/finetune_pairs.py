@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +43,14 @@ def write_pairs(folder: Path, count: int = 20, seed: int = 0) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("file", "caption", "patient"), *rows])
     return path
+
+
+@lru_cache(maxsize=1)
+def shared_features() -> Path:
+    """A folder for the features of these images that lives as long as this process: each is encoded once."""
+    folder = Path(tempfile.mkdtemp(prefix="finetune-features-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def start(

@@ -13,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from finetune_pairs import read_rows, write_pairs  # noqa: E402
+from finetune_pairs import read_rows, shared_features, write_pairs  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from MedCLIPSAMLib.errors import InputError, MedCLIPSAMError, MissingWeightsError  # noqa: E402
@@ -181,8 +181,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def kept_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("features")
+def kept_features() -> Path:
+    return shared_features()
 
 
 LITE = FinetuneSettings(
@@ -322,3 +322,58 @@ def test_biomedclip_with_random_weights(pairs: Path, tmp_path: Path, monkeypatch
         words = torch.nn.functional.normalize(model.text_features(["dark tumor in the breast", "ct"]), dim=1)
     np.testing.assert_allclose(engine.encode_images([image]), own.numpy(), atol=1e-5)
     np.testing.assert_allclose(engine.encode_texts(["dark tumor in the breast", "ct"]), words.numpy(), atol=1e-5)
+
+
+# ---- The command line ----------------------------------------------------------------------------------------------
+
+
+def test_processes_are_taken_out_of_the_arguments() -> None:
+    from MedCLIPSAMLib.cli_training import take_processes
+
+    assert take_processes(["--data", "a.csv"]) == (1, ["--data", "a.csv"])
+    assert take_processes(["--processes", "4", "--data", "a"]) == (4, ["--data", "a"])
+    assert take_processes(["--batch=8", "--processes=2"]) == (2, ["--batch=8"])
+    for wrong in (["--processes"], ["--processes", "0"], ["--processes=two"], ["--processes=-1"]):
+        with pytest.raises(ValueError, match="--processes"):
+            take_processes(wrong)
+
+
+@pytest.mark.slow
+def test_help_and_errors_of_the_command(capfd: pytest.CaptureFixture, tmp_path: Path) -> None:
+    """The command hands on everything, ``--help`` too, and the child's exit code comes back."""
+    import typer
+    from typer.testing import CliRunner
+
+    from MedCLIPSAMLib.cli_training import add_training
+
+    app = typer.Typer()
+    app.command()(lambda: None)  # a second command, so that names are asked for
+    add_training(app)
+    assert CliRunner().invoke(app, ["finetune", "--help"]).exit_code == 0
+    said = capfd.readouterr().out
+    assert "medclipsam finetune" in said and "--locked-image-layers" in said and "dhn-nce" in said
+    missing = ["finetune", "--data", str(tmp_path / "none.csv"), "--output", str(tmp_path / "out"), "--model", "lite"]
+    assert CliRunner().invoke(app, missing).exit_code == 1
+    said = capfd.readouterr().err
+    assert "none.csv does not exist" in said and "Traceback" not in said
+
+
+def test_the_form_of_the_panel_fits_the_command() -> None:
+    """Every option of the form is one of the trainer's, with the same default."""
+    import typer
+
+    from MedCLIPSAMLib.jobs import descriptions
+    from MedCLIPSAMTraining.finetune import main
+
+    app = typer.Typer(add_completion=False)
+    app.command()(main)
+    command = typer.main.get_command(app)
+    entry = descriptions()[0]
+    assert entry.module == "MedCLIPSAMTraining.finetune" and entry.unavailable() is None
+    here = Path(__file__)
+    context = command.make_context("finetune", entry.command({"data": str(here), "validation": str(here)}, here.parent))
+    assert context.params["output"] == here.parent / "model" and context.params["work"] == here.parent / "work"
+    defaults = {parameter.name: parameter.default for parameter in command.params}
+    for field in entry.fields:
+        if field.default not in (None, ""):
+            assert defaults[field.name] == field.default, field.name

@@ -13,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from finetune_pairs import read_rows, run, start, wait_until, write_pairs  # noqa: E402
+from finetune_pairs import read_rows, run, shared_features, start, wait_until, write_pairs  # noqa: E402
 from test_finetune import SETTINGS, TinyClip, tiny_batch, tiny_trainer  # noqa: E402
 from torch import distributed, multiprocessing  # noqa: E402
 
@@ -82,7 +82,7 @@ def test_the_command_on_two_processes(tmp_path: Path) -> None:
     except MissingWeightsError as error:
         pytest.skip(str(error))
     options = ["--data", write_pairs(tmp_path, 24), "--model", "lite", "--batch", 8, "--steps", 6, "--chunk", 2]
-    options += ["--validation-share", 0.25, "--features", tmp_path / "features", "--device", "cpu", "--workers", 0]
+    options += ["--validation-share", 0.25, "--features", shared_features(), "--device", "cpu", "--workers", 0]
     options += ["--no-tensorboard", "--validate-every", 3]
     one = [*options, "--output", tmp_path / "one"]
     two = [*options, "--output", tmp_path / "two"]

@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from finetune_pairs import read_rows, run, start, wait_until, write_pairs  # noqa: E402
+from finetune_pairs import read_rows, run, shared_features, start, wait_until, write_pairs  # noqa: E402
 from test_finetune import tiny_batch, tiny_trainer  # noqa: E402
 
 from MedCLIPSAMLib.errors import InputError, MissingWeightsError  # noqa: E402
@@ -94,7 +94,7 @@ def test_killed_at_random_steps_and_stopped(tmp_path: Path) -> None:
     except MissingWeightsError as error:
         pytest.skip(str(error))
     options = ["--data", write_pairs(tmp_path, 24), "--model", "lite", "--batch", 6, "--steps", STEP_COUNT]
-    options += ["--validation-share", 0.25, "--features", tmp_path / "features", "--save-every", 2, "--device", "cpu"]
+    options += ["--validation-share", 0.25, "--features", shared_features(), "--save-every", 2, "--device", "cpu"]
     options += ["--no-tensorboard", "--seed", 3]
 
     def places(name: str) -> list[object]:

@@ -94,15 +94,15 @@ class FinetuneData:
         else:
             self.training = index
             self.validation, _ = source.read(source.validation, settings.minimum_characters)
-        if 0 < len(self.validation) < 2:
-            raise InputError(
-                f"there is {len(self.validation)} pair for validation, and retrieval needs 2; pass a larger "
-                "--validation-share, or 0 for none."
-            )
         if len(self.training) < settings.batch:
             raise InputError(
                 f"{len(self.training)} training pairs are left, fewer than one batch of {settings.batch}; pass a "
                 "smaller --batch, or more pairs."
+            )
+        if 0 < len(self.validation) < 2:
+            raise InputError(
+                f"there is {len(self.validation)} pair for validation, and retrieval needs 2; pass a larger "
+                "--validation-share, or 0 for none."
             )
         self._plan = BatchPlan(self.training, batch=settings.batch, seed=settings.seed)
         self.epoch_steps = len(self._plan)
