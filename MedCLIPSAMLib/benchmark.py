@@ -147,7 +147,7 @@ def benchmark_table(found: Benchmark, engine: str) -> str:
         f"{engine} on {found.device} ({found.precision}{memory}); a large matrix product reaches "
         f"{found.peak / 1e9:.0f} GFLOP/s"
     )
-    return "\n".join([head, *lines])
+    return "\n".join([head, *lines, "What several stages share is counted in the first that needs it."])
 
 
 def _timed(segmenter: TextSegmenter, image: np.ndarray, prompts: Sequence[str], device: str) -> dict[str, float]:

@@ -109,7 +109,8 @@ def segment(
             notice=loaded.notice if loaded else None,
         )
         with progress_bar("slice" if request.image.is_volume else "prompt") as progress:
-            reports = segment_job.run(request, progress=progress)
+            progress.stage("loading")
+            reports = segment_job.run(request, progress=progress, stage=progress.stage)
     typer.echo(summary_table(reports))
     if loaded:
         typer.echo(f"Note: {loaded.notice.split(chr(10))[0]} (the whole notice is in result.json)", err=True)

@@ -6,7 +6,7 @@ import logging
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +16,8 @@ import typer
 from MedCLIPSAMLib.errors import CancelledError, InputError, MedCLIPSAMError
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from MedCLIPSAMLib.medical_image import MedicalImage
     from MedCLIPSAMLib.samples import Sample
 
@@ -53,19 +55,30 @@ def reported(verbose: bool) -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
+class ProgressBar:
+    """A bar on stderr, where that is a terminal: call it with (done, in all)."""
+
+    def __init__(self, bar: tqdm):
+        """Show progress in ``bar``."""
+        self._bar = bar
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show how much is done."""
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+    def stage(self, name: str) -> None:
+        """Show what is being done."""
+        self._bar.set_description(name)
+
+
 @contextmanager
-def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a callback (done, in all) that draws a bar on stderr where that is a terminal."""
+def progress_bar(unit: str) -> Iterator[ProgressBar]:
+    """Yield a bar that is taken away at the end."""
     from tqdm import tqdm
 
-    bar = tqdm(unit=unit, file=sys.stderr, disable=None, leave=False)
-
-    def show(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-
-    with bar:
-        yield show
+    with tqdm(unit=unit, file=sys.stderr, disable=None, leave=False) as bar:
+        yield ProgressBar(bar)
 
 
 def parse_axis(text: str | None) -> int | str | None:

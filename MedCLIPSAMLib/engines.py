@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from MedCLIPSAMLib.clip.registry import CLIP_WEIGHTS, load_clip, load_finetuned
+from MedCLIPSAMLib.clip.registry import CLIP_WEIGHTS, find_checkpoint, load_clip, load_finetuned
 from MedCLIPSAMLib.errors import InputError
-from MedCLIPSAMLib.model_checks import check_models
+from MedCLIPSAMLib.model_checks import FINE_TUNED, check_models
 from MedCLIPSAMLib.pipeline import TextSegmenter
 from MedCLIPSAMLib.presence import PresenceCalibration
 from MedCLIPSAMLib.recipe import LITE_ALIGNMENT, Recipe, load_recipe, split_engine
@@ -54,18 +55,19 @@ def load_engine(
     """
     recipe = check_choice(name, preset, device).with_settings(changes or {})
     files = resolve(engine_weights(name))
-    device = choose_device(device)
     clip_name, _ = split_engine(name)
+    used = (*files.values(), *_own_checkpoint(clip_name))
+    device = choose_device(device)
     segmenter = load_segmenter(recipe.segmenter, paths(files.values()), device, choose_precision(device))
     if _is_lite(clip_name):
         alignment = files["lite-alignment"].path if clip_name == "lite" else _folder(clip_name) / LITE_ALIGNMENT
-        return _join_lite(recipe, device, alignment, segmenter, tuple(files.values()))
+        return _join_lite(recipe, device, alignment, segmenter, used)
     if clip_name.startswith(_FINETUNED):
         clip = load_finetuned(_folder(clip_name), paths(files.values()), device, choose_precision(device))
     else:
         clip = load_clip(clip_name, paths(files.values()), device, choose_precision(device))
     check_models(recipe, clip, segmenter)
-    return TextSegmenter(clip, segmenter, recipe, None, device, tuple(files.values()))
+    return TextSegmenter(clip, segmenter, recipe, None, device, used)
 
 
 def check_choice(name: str, preset: str | None, device: str) -> Recipe:
@@ -78,8 +80,11 @@ def check_choice(name: str, preset: str | None, device: str) -> Recipe:
     """
     clip, segmenter = split_engine(name)
     if clip.startswith(_FINETUNED):
-        if not _folder(clip).exists():
-            raise InputError(f"{_folder(clip)} does not exist; pass finetuned:FOLDER with that of a fine-tuned CLIP.")
+        if clip == _FINETUNED or not _folder(clip).exists():
+            where = f"{_folder(clip)} does not exist" if clip != _FINETUNED else "no folder is named"
+            raise InputError(f"{where}; pass finetuned:FOLDER with the folder of a fine-tuned CLIP.")
+        if not _is_lite(clip):
+            find_checkpoint(_folder(clip))
     elif clip in CLIP_WEIGHTS and clip not in _CLIPS:
         raise InputError(f"{clip} has no token-based image tower: it serves `medclipsam retrieve`, not segmentation.")
     elif clip not in _CLIPS:
@@ -162,6 +167,15 @@ def _join_lite(
     calibration = PresenceCalibration(**fitted) if fitted else None
     check_models(recipe, clip, segmenter)
     return TextSegmenter(clip, segmenter, recipe, calibration, device, weights)
+
+
+def _own_checkpoint(clip: str) -> tuple[Resolved, ...]:
+    """Return the checkpoint of a fine-tuned CLIP, so that a result can say which one it was."""
+    if not clip.startswith(_FINETUNED):
+        return ()
+    path = _folder(clip) / LITE_ALIGNMENT if _is_lite(clip) else find_checkpoint(_folder(clip))
+    with path.open("rb") as stream:
+        return (Resolved(FINE_TUNED, path, hashlib.file_digest(stream, "sha256").hexdigest(), "unverified"),)
 
 
 def _folder(clip: str) -> Path:

@@ -13,6 +13,9 @@ from MedCLIPSAMLib.sam.base import PromptableSegmenter
 if TYPE_CHECKING:
     from MedCLIPSAMLib.weights import Resolved
 
+FINE_TUNED = "fine-tuned"
+"""How a result names the weights of an engine ``finetuned:FOLDER``."""
+
 
 def check_models(recipe: Recipe, clip: VisionLanguageModel, segmenter: PromptableSegmenter) -> None:
     """Raise :class:`InputError` if a model cannot do what the recipe wants of it, before anything long begins."""
@@ -31,11 +34,12 @@ def check_models(recipe: Recipe, clip: VisionLanguageModel, segmenter: Promptabl
 
 def model_warnings(recipe: Recipe, segmenter: PromptableSegmenter, weights: Sequence[Resolved]) -> list[str]:
     """Return sentences for the user: weights that nobody has verified, prompts that a model was not trained for."""
-    warnings = [
-        f"The weights {one.name!r} ({one.path.name}) are not verified: they are not the registered file."
-        for one in weights
-        if one.status == "unverified"
-    ]
+    warnings = []
+    for one in weights:
+        if one.name == FINE_TUNED:
+            warnings.append(f"The fine-tuned weights ({one.path.name}) are not verified: nobody has published them.")
+        elif one.status == "unverified":
+            warnings.append(f"The weights {one.name!r} ({one.path.name}) are not verified: not the registered file.")
     if recipe.visual_prompt not in segmenter.trained_kinds:
         trained = " and ".join(sorted(segmenter.trained_kinds))
         warnings.append(f"{segmenter.name} was trained for {trained}; masks from {recipe.visual_prompt!r} are worse.")

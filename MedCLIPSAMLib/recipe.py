@@ -13,19 +13,13 @@ import numpy as np
 
 from MedCLIPSAMLib.coarse import coarse_mask
 from MedCLIPSAMLib.errors import InputError
-from MedCLIPSAMLib.recipe_values import read_value
+from MedCLIPSAMLib.recipe_values import check_range, from_text, read_value
 from MedCLIPSAMLib.resources import resource_path
 from MedCLIPSAMLib.results import CoarseMask, VisualPrompts
 from MedCLIPSAMLib.visual_prompts import visual_prompts
 
 LITE_ALIGNMENT = "lite-alignment.safetensors"
 """The file by which a folder is known to hold a fine-tuned model of the engine lite."""
-
-
-_INNER = {
-    "m2ib": ("layer", "beta", "steps", "copies", "learning_rate", "map"),
-    "gscorecam": ("channels", "batch"),
-}
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ class Recipe:
         samples: G, the number of samples behind the probability and the entropy.
         box_jitter: Standard deviation of a box edge as a part of the box side, in the samples after the first.
         gate: Whether a presence score below the threshold stops the run.
-        rules: "paper", or "released" for what the authors' released program does where it differs, see
+        rules: "paper", or "authors" for what the authors' released program does where it differs, see
             :mod:`MedCLIPSAMLib.released_code`; it keeps ``maximum_components`` components.
         prompts: Prompts to begin with, such as "set:chest-ct-p2"; in a preset, what the paper found best for the task.
         presets: Named changes of the above, for a task; "about" says in a sentence when to take it.
@@ -60,7 +54,7 @@ class Recipe:
     """
 
     name: str
-    saliency: str
+    saliency: Literal["patch_similarity", "m2ib", "gscorecam", "gradcam"]
     m2ib: dict[str, Any]
     segmenter: str = "lite-medsam"
     scales: tuple[float, ...] = (1.0,)
@@ -79,7 +73,7 @@ class Recipe:
     samples: int = 5
     box_jitter: float = 0.03
     gate: bool = True
-    rules: Literal["paper", "released"] = "paper"
+    rules: Literal["paper", "authors"] = "paper"
     prompts: tuple[str, ...] = ()
     presets: dict[str, dict[str, Any]] | None = None
     about: str = ""
@@ -113,7 +107,7 @@ class Recipe:
             InputError: See :func:`MedCLIPSAMLib.coarse.coarse_mask` and :func:`MedCLIPSAMLib.crf.dense_crf`.
         """
         own = minimum_confidence is not None
-        if self.rules == "released" and threshold is None and not own:
+        if self.rules == "authors" and threshold is None and not own:
             from MedCLIPSAMLib.released_code import released_coarse_mask
 
             return released_coarse_mask(saliency, self.maximum_components or 1)
@@ -138,7 +132,7 @@ class Recipe:
 
     def visual_prompts(self, coarse: CoarseMask, seed: int) -> VisualPrompts:
         """Return what the segmenter is asked for a coarse mask, see :func:`MedCLIPSAMLib.visual_prompts`."""
-        if self.rules == "released":
+        if self.rules == "authors":
             from MedCLIPSAMLib.released_code import released_visual_prompts
 
             # One box in all, but for lungs one each, as its authors advise.
@@ -157,7 +151,7 @@ class Recipe:
     def final_mask(self, probability: np.ndarray, coarse: CoarseMask) -> np.ndarray:
         """Return the mask (H, W) bool of a mean probability (H, W): above 0.5."""
         mask = probability > 0.5
-        if self.rules == "released":
+        if self.rules == "authors":
             from MedCLIPSAMLib.released_code import outer_contours, released_largest
 
             return released_largest(mask, outer_contours(coarse.mask))
@@ -180,23 +174,35 @@ class Recipe:
         """Return the recipe with single settings replaced, as a user gives them.
 
         Args:
-            changes: Value by the name of an attribute; a text is read as JSON where it is JSON ("0.4", "[1, 0.5]").
+            changes: Value by the name of an attribute, or of a part of one ("m2ib.layer"); a text is read as JSON where
+                it is JSON ("0.4", "[1, 0.5]").
 
         Raises:
             InputError: No such setting, or a value of the wrong kind; the message names what is possible.
         """
         hints = get_type_hints(type(self))
         open_names = sorted(set(hints) - {"name", "segmenter", "presets", "prompts", "about"})
-        read = {}
-        for name, value in changes.items():
+        read: dict[str, Any] = {}
+        for name, value in _nested(changes).items():
             if name not in open_names:
                 raise InputError(f"the recipe has no setting {name!r}; it has: {', '.join(open_names)}.")
-            read[name] = read_value(name, value, hints[name])
-            if isinstance(read[name], dict):
-                read[name] = getattr(self, name) | read[name]  # what is not given stays
-                if odd := set(read[name]) - set(_INNER[name]):
-                    raise InputError(f"{name} has no {', '.join(sorted(odd))}; it has: {', '.join(_INNER[name])}.")
+            value = read_value(name, value, hints[name])
+            if isinstance(value, dict):
+                value = getattr(self, name) | value  # what is not given stays
+            check_range(name, value)
+            read[name] = value
         return replace(self, **read)
+
+
+def _nested(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn "m2ib.layer": 9 into "m2ib": {"layer": 9}."""
+    nested: dict[str, Any] = {}
+    for name, value in changes.items():
+        outer, dot, inner = name.partition(".")
+        if dot:
+            value = {**nested.get(outer, {}), inner: from_text(value)}
+        nested[outer] = value
+    return nested
 
 
 def load_recipe(engine: str) -> Recipe:

@@ -72,7 +72,11 @@ def report_image(result: PromptResult, image: MedicalImage) -> dict[str, Any]:
         "prompt": result.prompt,
         "saliency_method": result.saliency_method,
         "seed": result.seed,
-        "presence": {"score": presence.score, "threshold": presence.threshold, "accepted": presence.accepted},
+        "presence": {
+            "score": presence.score,
+            "threshold": presence.threshold,
+            "accepted": None if presence.score is None else presence.accepted,
+        },
         "skipped_by_gate": result.skipped,
         "threshold": result.coarse.threshold,
         "components": _components(result.coarse.components),

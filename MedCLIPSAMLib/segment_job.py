@@ -10,6 +10,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from MedCLIPSAMLib.file_output import (
     write_segmentation_nrrd,
 )
 from MedCLIPSAMLib.geometry import spacing
+from MedCLIPSAMLib.prompts import wordings
 from MedCLIPSAMLib.result_folder import collected
 from MedCLIPSAMLib.results import CoarseMask, PromptResult, VisualPrompts, VolumeResult
 from MedCLIPSAMLib.segment_request import SegmentRequest
@@ -45,30 +47,50 @@ def run(
     segmenter: TextSegmenter | None = None,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
+    stage: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Segment and write the results.
+    """Segment and write the results; a run that fails leaves the output folder as it was before.
 
     Args:
         request: From :func:`~MedCLIPSAMLib.segment_request.make_request`.
         segmenter: A loaded engine; None loads ``request.engine``.
         progress: Called with (steps done, steps in all); a step is a prompt on an image, or a slice of a volume.
         cancelled: Asked between steps.
+        stage: Told what a 2D image is going through.
 
     Returns:
         What each prompt's ``result.json`` says; ``report["files"]`` names the files in ``request.output``.
 
     Raises:
-        CancelledError: ``cancelled`` said so; the output folder is as it was before.
-        OutputError: A file could not be written; the output folder is as it was before.
+        CancelledError: ``cancelled`` said so.
+        OutputError: A file could not be written.
         MedCLIPSAMError: As raised by the engine.
     """
+    try:
+        return _run(request, segmenter, progress, cancelled, stage)
+    except BaseException:  # also Ctrl+C and SIGTERM
+        if request.output_is_new:
+            with suppress(OSError):  # another program may have put something there meanwhile
+                request.output.rmdir()
+        raise
+
+
+def _run(
+    request: SegmentRequest,
+    segmenter: TextSegmenter | None,
+    progress: Progress | None,
+    cancelled: Callable[[], bool] | None,
+    stage: Callable[[str], None] | None,
+) -> list[dict[str, Any]]:
     began = time.perf_counter()
     if segmenter is None:
         segmenter = load_engine(request.engine, request.preset, request.device, request.recipe_changes)
     loading = time.perf_counter() - began
     with collected(request.output) as folder:
-        write = _segment_volume if request.image.is_volume else _segment_image
-        reports = write(request, segmenter, folder, progress, cancelled)
+        if request.image.is_volume:
+            reports = _segment_volume(request, segmenter, folder, progress, cancelled)
+        else:
+            reports = _segment_image(request, segmenter, folder, progress, cancelled, stage)
         common = {
             "engine": segmenter.recipe.name,
             "preset": request.preset,
@@ -84,7 +106,9 @@ def run(
             report["seconds"] = {"reading": request.reading_seconds, "loading": loading, **report["seconds"]}
             name = f"{_prefix(request.prompts, number)}result.json"
             report["files"].append(name)
-            report.update(common)
+            # The sentences themselves: a prompt set may be edited later.
+            texts = wordings(request.prompts[number], segmenter.recipe.samples, request.seed)
+            report.update(common, texts=[list(one) for one in texts])
             write_json(folder / name, report)
     return reports
 
@@ -95,12 +119,13 @@ def _segment_image(
     folder: Path,
     progress: Progress | None,
     cancelled: Callable[[], bool] | None,
+    stage: Callable[[str], None] | None,
 ) -> list[dict[str, Any]]:
     image, matrix = request.image, request.image.ijk_to_ras
     segmenter.set_image(image.array, window=request.window)
     results, reports = [], []
     for number, prompt in enumerate(request.prompts):
-        result: PromptResult = segmenter.segment(prompt, seed=request.seed, cancelled=cancelled)
+        result: PromptResult = segmenter.segment(prompt, seed=request.seed, cancelled=cancelled, stage=stage)
         if result.skipped:  # what the gate skipped is not written as a coarse finding either
             empty = np.zeros(result.mask.shape, bool)
             nothing = CoarseMask(empty, result.coarse.threshold, (), empty.astype(np.int32))
@@ -124,7 +149,7 @@ def _segment_image(
             image.array,
             results,
             title=image.path.name,
-            engine=segmenter.recipe.name,
+            engine=request.label,
             window=request.window,
             pixel_spacing=(row, column) if image.spacing_known else None,
             truth=request.truth,
@@ -182,7 +207,7 @@ def _segment_volume(
     if _can_draw(reports):
         from MedCLIPSAMLib.overview import write_volume_overview
 
-        engine = segmenter.recipe.name
+        engine = request.label
         overview = folder / OVERVIEW_FILE
         write_volume_overview(overview, image, results, engine=engine, window=request.window, truth=request.truth)
     del segments, results  # closes the memory-mapped files, which Windows needs before they can go

@@ -40,6 +40,7 @@ class SegmentRequest:
         truth: bool, the reference mask of a sample, shown in the overview.
         notice: Origin and terms of the input, kept in ``result.json``; None for a user's own.
         reading_seconds: How long reading the input took.
+        output_is_new: The folder was made for this request; a run that fails takes it away again.
     """
 
     image: MedicalImage
@@ -57,6 +58,13 @@ class SegmentRequest:
     truth: np.ndarray | None = None
     notice: str | None = None
     reading_seconds: float = 0.0
+    output_is_new: bool = False
+
+    @property
+    def label(self) -> str:
+        """The engine, with its preset and replaced settings, as a person reads it."""
+        changes = [f"{name} {value}" for name, value in self.changes.items()]
+        return ", ".join([self.engine, *([f"preset {self.preset}"] if self.preset else []), *changes])
 
     @property
     def recipe_changes(self) -> dict[str, Any]:
@@ -122,6 +130,7 @@ def make_request(
                 f"slices 0:{geometry.count - 1}."
             )
     reading_seconds = time.perf_counter() - began
+    output_is_new = not Path(output).exists()
     return SegmentRequest(
         image=image,
         prompts=checked,
@@ -130,5 +139,6 @@ def make_request(
         slice_range=slice_range,
         window=window or image.window or robust_window(image.array),
         reading_seconds=reading_seconds,
+        output_is_new=output_is_new,
         **settings,
     )

@@ -15,7 +15,7 @@ def _m2ib(recipe: Recipe, model: VisionLanguageModel, image: np.ndarray, text: n
     from MedCLIPSAMLib.saliency.m2ib import M2IBSettings, m2ib, m2ib_plane
 
     settings = M2IBSettings(**recipe.m2ib)
-    if recipe.rules == "released":
+    if recipe.rules == "authors":
         from MedCLIPSAMLib.released_code import released_saliency
 
         plane, _ = m2ib_plane(model, image, text, settings=settings, seed=seed)

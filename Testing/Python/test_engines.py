@@ -216,3 +216,42 @@ def test_fetch_shows_all_that_an_engine_lacks_before_it_asks(empty_places, monke
     for name in engine_weights("biomedclip+medsam"):
         weight = weights.registry()[name]
         assert all(text in outcome.output for text in (weight.name, str(weight.bytes), weight.sha256, weight.licence))
+
+
+def test_a_run_without_its_weights_leaves_no_new_folder(empty_places, tmp_path):
+    from typer.testing import CliRunner
+
+    from MedCLIPSAMLib.cli import app
+
+    for folder, was_there in ((tmp_path / "new", False), (tmp_path / "old", True)):
+        if was_there:
+            folder.mkdir()
+        arguments = ["segment", "--sample", "breast-ultrasound", "--engine", "biomedclip", "--output", str(folder)]
+        outcome = CliRunner().invoke(app, arguments)
+        assert outcome.exit_code == 2 and "sam_vit_h_4b8939.pth" in outcome.output
+        assert folder.exists() == was_there
+
+
+def test_a_folder_without_a_checkpoint_is_refused_before_anything_is_loaded(tmp_path):
+    with pytest.raises(InputError, match="should hold one checkpoint"):
+        check_choice(f"finetuned:{tmp_path}", None, "cpu")
+    with pytest.raises(InputError, match="no folder is named"):
+        check_choice("finetuned:", None, "cpu")
+
+
+def test_a_result_names_the_fine_tuned_checkpoint(tmp_path):
+    """By its SHA-256, so that another file in its place leaves a trace."""
+    import hashlib
+
+    try:
+        shipped = weights.verified("lite-alignment")
+    except MissingWeightsError as error:
+        pytest.skip(str(error))
+    (tmp_path / "lite-alignment.safetensors").write_bytes(shipped.read_bytes())
+    segmenter = load_engine(f"finetuned:{tmp_path}", device="cpu")
+    own = next(one for one in segmenter.weights if one.name == "fine-tuned")
+    assert own.status == "unverified" and own.sha256 == hashlib.sha256(shipped.read_bytes()).hexdigest()
+    rng = np.random.default_rng(0)
+    segmenter.set_image(rng.integers(0, 255, (64, 64), np.uint8))
+    segmenter.recipe = replace(segmenter.recipe, samples=1)
+    assert any("fine-tuned weights" in text for text in segmenter.segment("breast tumor", gate=False).warnings)

@@ -37,6 +37,8 @@ def test_inner_settings_that_are_not_given_stay():
     before = load_recipe("biomedclip").m2ib
     after = load_recipe("biomedclip").with_settings({"m2ib": '{"beta": 0.3, "map": "lambda"}'}).m2ib
     assert after == {**before, "beta": 0.3, "map": "lambda"}
+    dotted = {"m2ib.beta": "0.3", "m2ib.map": "lambda"}
+    assert load_recipe("biomedclip").with_settings(dotted).m2ib == after
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,16 @@ def test_inner_settings_that_are_not_given_stay():
         ("gate", "1", "gate is 1; pass true or false"),
         ("candidates", "all", "'single' or 'best' or 'average'"),
         ("m2ib", "x", "pass an object"),
-        ("m2ib", '{"gamma": 1}', "m2ib has no gamma; it has: layer, beta"),
+        ("m2ib", '{"gamma": 1}', "m2ib has no 'gamma'; it has: layer, beta"),
+        ("m2ib.layer", "deep", "m2ib.layer is 'deep'; pass a whole number from 0"),
+        ("m2ib.layer", "-1", "m2ib.layer is -1"),
+        ("scales", "[]", r"scales is \(\); pass a list of numbers from 0.1 to 1"),
+        ("scales", "[0.001]", "scales is .* from 0.1 to 1"),  # would ask for an image of a million pixels a side
+        ("samples", "0", "samples is 0; pass a whole number from 1"),
+        ("threshold", "2", "threshold is 2.0; pass a number from 0 to below 1"),
+        ("maximum_components", "0", "or null for all"),
+        ("box_padding", "-5", "box_padding is -5"),
+        ("saliency", "nope", "'patch_similarity' or 'm2ib'"),
         ("segmenter", "medsam", "has no setting 'segmenter'"),  # it is part of the engine's name
         ("colour", "red", "has no setting 'colour'; it has: .*visual_prompt"),
     ],
