@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from MedCLIPSAMLib.cli_options import reported
-from MedCLIPSAMLib.errors import InputError, MedCLIPSAMError, MissingWeightsError
-from MedCLIPSAMLib.weight_entry import Weight, size_text
+from MedCLIPSAMLib.errors import InputError, MissingWeightsError
+from MedCLIPSAMLib.weight_entry import OWN_VARIABLE, Weight, size_text
 
 weights_app = typer.Typer(
     no_args_is_help=True, help="The models' weight files: which there are, whether they are whole, and how to get them."
@@ -25,18 +25,35 @@ def add_weights(app: typer.Typer) -> None:
 
 @weights_app.command("list")
 def list_weights() -> None:
-    """List the known weight files: size, licence, what needs them, where they are."""
+    """List the known weight files: size, licence, what needs them, the file's name, where it is."""
     with reported(False):
         from MedCLIPSAMLib import weights
 
         for name, weight in weights.registry().items():
             try:
-                place = str(weights.locate(name))
-            except MedCLIPSAMError:
+                place = _found_text(weight, weights.locate(name))
+            except MissingWeightsError:
                 fetch = f"medclipsam weights fetch {name}" if weight.fetchable else None
-                place = "; ".join(filter(None, ("not installed", fetch or weight.install or weight.by_hand)))
-            size = size_text(weight.bytes)
-            typer.echo(f"{name}  ({size}, {weight.licence}; for {', '.join(weight.used_by)})\n    {place}")
+                by_hand = f"{weight.by_hand} {weight.source}" if weight.by_hand else None
+                place = "; ".join(filter(None, ("not installed", fetch or weight.install or by_hand)))
+            typer.echo(f"{name}  ({weight.size_text}, {weight.licence}; for {', '.join(weight.used_by)})")
+            typer.echo(f"    file {weight.file}\n    {place}")
+        typer.echo(
+            f"\nIn a folder named in {weights.OFFLINE_VARIABLE} (offline) or {weights.OWN_VARIABLE} (your own "
+            'checkpoints) the files must have these names. "medclipsam weights verify" reads them; this does not.'
+        )
+
+
+def _found_text(weight: Weight, path: Path) -> str:
+    """Return what can be said of a file without reading it."""
+    from MedCLIPSAMLib.weight_places import is_own
+
+    if is_own(weight, path):
+        return f"your own file ({OWN_VARIABLE}): {path}"
+    size = path.stat().st_size
+    if weight.bytes is not None and size != weight.bytes:
+        return f"wrong size, not used ({size} bytes and not {weight.bytes}): {path}; see medclipsam weights verify"
+    return f"installed: {path}"
 
 
 @weights_app.command()
@@ -116,7 +133,7 @@ def _describe(weight: Weight) -> None:
 
     rows = {
         "from": address(weight),
-        "size": f"{weight.bytes} bytes ({size_text(weight.bytes)})" if weight.bytes else "unknown",
+        "size": f"{weight.bytes} bytes ({size_text(weight.bytes)})" if weight.bytes else weight.size_text,
         "SHA-256": weight.sha256 or _UNPUBLISHED,
         "licence": weight.licence,
         "citation": weight.citation,

@@ -10,6 +10,8 @@ from pathlib import Path
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.weight_entry import OFFLINE_VARIABLE, OWN_VARIABLE, Weight
 
+_PICKLED = (".pth", ".pt", ".bin")  # files of torch; what is in them may also be saved as safetensors
+
 
 def offline() -> bool:
     """Whether an offline folder is set: then no connection may be attempted."""
@@ -23,7 +25,13 @@ def is_own(weight: Weight, path: Path) -> bool:
         InputError: ``MEDCLIPSAM_OWN_WEIGHTS`` does not name a folder.
     """
     folder = _folder_of(OWN_VARIABLE)
-    return folder is not None and path == folder / weight.file
+    return folder is not None and os.path.abspath(path) in map(os.path.abspath, own_files(weight, folder))
+
+
+def own_files(weight: Weight, folder: Path) -> list[Path]:
+    """Return where the user's own file may lie in ``folder``: by the registered name, or saved as safetensors."""
+    path = folder / weight.file
+    return [path, path.with_suffix(".safetensors")] if path.suffix in _PICKLED else [path]
 
 
 def candidates(weight: Weight, user: Path, models: Path) -> list[Path]:
@@ -36,8 +44,9 @@ def candidates(weight: Weight, user: Path, models: Path) -> list[Path]:
     Raises:
         InputError: ``MEDCLIPSAM_WEIGHTS`` or ``MEDCLIPSAM_OWN_WEIGHTS`` does not name a folder.
     """
-    folders = (_folder_of(OWN_VARIABLE), _folder_of(OFFLINE_VARIABLE), user)
-    places = [folder / weight.file for folder in folders if folder is not None]
+    own, offline_folder = _folder_of(OWN_VARIABLE), _folder_of(OFFLINE_VARIABLE)
+    places = own_files(weight, own) if own else []
+    places += [folder / weight.file for folder in (offline_folder, user) if folder]
     kind, _, rest = weight.source.partition(":")
     if kind == "package":
         top_level, _, inner = rest.partition("/")

@@ -30,7 +30,7 @@ from MedCLIPSAMLib.weight_check import compare
 from MedCLIPSAMLib.weight_entry import OFFLINE_VARIABLE as OFFLINE_VARIABLE
 from MedCLIPSAMLib.weight_entry import OWN_VARIABLE as OWN_VARIABLE
 from MedCLIPSAMLib.weight_entry import Resolved, Trust, Verification, Weight, missing_text, remedy
-from MedCLIPSAMLib.weight_places import candidates, is_own, offline
+from MedCLIPSAMLib.weight_places import candidates, is_own, offline, own_files
 
 logger = logging.getLogger(__name__)
 
@@ -144,8 +144,9 @@ def verify(folder: str | Path | None = None) -> list[Verification]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; pass the one that holds the weight files.")
-    found = [_verify_one(weight, [folder / weight.file]) for weight in _entries()]
-    known = {folder / weight.file for weight in _entries()}
+    places = {weight: [one for one in own_files(weight, folder) if _is_for(weight, one)] for weight in _entries()}
+    found = [_verify_one(weight, paths) for weight, paths in places.items()]
+    known = {path for paths in places.values() for path in paths}
     for path in sorted(folder.rglob("*")):
         if path.suffix in _WEIGHT_SUFFIXES and path.is_file() and path not in known:
             name = path.relative_to(folder).as_posix()
@@ -193,7 +194,7 @@ def check_file(weight: Weight, path: Path, hash_of_file: Callable[[], str] | Non
         hash_of_file or (lambda: _hash(path)),
         own=is_own(weight, path),
         folder=user_folder(),
-        advice=_remedy(weight, repair=True),
+        offline=offline(),
     )
 
 
@@ -271,6 +272,11 @@ def _verify_one(weight: Weight, places: list[Path]) -> Verification:
     return Verification(weight.name, None, "missing", _remedy(weight))
 
 
+def _is_for(weight: Weight, path: Path) -> bool:
+    """Whether a file would be taken for this weight: by its name, or, only among the user's own, as safetensors."""
+    return path.name == Path(weight.file).name or is_own(weight, path)
+
+
 def _hash(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -282,8 +288,8 @@ def _remembered_hash(path: Path, size: int, mtime_ns: int) -> str:
     return _hash(path)
 
 
-def _remedy(weight: Weight, repair: bool = False) -> str:
-    return remedy(weight, user_folder(), repair=repair, offline=offline())
+def _remedy(weight: Weight) -> str:
+    return remedy(weight, user_folder(), offline=offline())
 
 
 def _missing(missing: list[Weight]) -> MissingWeightsError:

@@ -11,14 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from MedCLIPSAMLib.checkpoint_file import read_checkpoint_file
 from MedCLIPSAMLib.errors import InputError
 
 OPEN_CLIP, TRAINING, HUGGING_FACE = "open_clip", "training checkpoint", "Hugging Face"
@@ -68,21 +66,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_safely(path: Path) -> Any:
-    """Return what a file holds, read as safetensors (by its suffix) or by ``torch.load(weights_only=True)``.
+    """Return what a file holds, see :func:`MedCLIPSAMLib.checkpoint_file.read_checkpoint_file`.
 
     Raises:
-        InputError: It cannot be read so.
+        InputError: It is damaged, or holds more than numbers.
     """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, UnpicklingError, SafetensorError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"{path} cannot be read safely: {reason} If it comes from a source that you trust, write its weights once "
-            "as safetensors (safetensors.torch.save_file) and pass that file."
-        ) from error
+    return read_checkpoint_file(path)
 
 
 def to_open_clip(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from MedCLIPSAMLib.errors import InputError
+from MedCLIPSAMLib.checkpoint_file import damaged, refused
 
 _TYPES = {
     "DoubleStorage": torch.float64,
@@ -38,8 +40,11 @@ def is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive."""
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except zipfile.BadZipFile:  # damaged, but with a whole end
+        return False
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
@@ -54,8 +59,13 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
             (contents,) = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
             root = _Unpickler(archive, contents.removesuffix("data.pkl") + "data/").load()
             return dict(_tensors(root, ""))
+    except _ForbiddenError as error:
+        raise refused(path, str(error)) from error
     except (
         zipfile.BadZipFile,
+        NotImplementedError,
+        struct.error,
+        zlib.error,
         pickle.UnpicklingError,
         AttributeError,
         EOFError,
@@ -66,7 +76,11 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         TypeError,
         ValueError,
     ) as error:
-        raise InputError(f"{path} cannot be read as a TorchScript archive: {error}") from error
+        raise damaged(path) from error
+
+
+class _ForbiddenError(Exception):
+    """The table of contents asks for something that is not allowed."""
 
 
 class _Module:
@@ -98,12 +112,12 @@ class _Unpickler(pickle.Unpickler):
             return list
         if (module, name) == ("torch.jit._pickle", "restore_type_tag"):
             return _first
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not allowed.")
+        raise _ForbiddenError(f"it asks for {module}.{name}, which is not allowed")
 
     def persistent_load(self, pid: Any) -> Tensor:
         kind, dtype, key, _, count = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype):
-            raise pickle.UnpicklingError(f"it refers to {kind!r}, which is not allowed.")
+            raise _ForbiddenError(f"it refers to {kind!r}, which is not allowed")
         if key not in self._storages:
             content = bytearray(self._archive.read(self._folder + key))
             values = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)

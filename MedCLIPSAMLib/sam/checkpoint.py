@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from MedCLIPSAMLib.checkpoint_file import read_checkpoint_file
 from MedCLIPSAMLib.errors import InputError
-
-_FOREIGN_OBJECT = ("Unsupported global", "Unsupported class", "Can only", "unrecognized function")
-"""What torch says of a file that is whole, but holds objects that it would have to trust."""
 
 
 def read_checkpoint(path: Path, allowed: Sequence[Callable[..., object]] = ()) -> dict[str, Tensor]:
@@ -30,23 +23,7 @@ def read_checkpoint(path: Path, allowed: Sequence[Callable[..., object]] = ()) -
     Raises:
         InputError: The file is damaged, no state dictionary, or holds objects that are not allowed.
     """
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            with _allowing(allowed):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not any(text in _reason(error) for text in _FOREIGN_OBJECT):
-            raise _unreadable(path, error) from error
-        raise InputError(
-            f"{path} holds more than tensors and is not loaded, because that could run code of the file. If you trust "
-            "where it comes from, convert it once and use the new file: "
-            "python -c \"import sys, torch; f = torch.load(sys.argv[1], map_location='cpu', weights_only=False); "
-            "torch.save(f.get('model', f), sys.argv[2])\" OLD NEW"
-        ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
+    content = read_checkpoint_file(path, allowed)
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
@@ -96,18 +73,3 @@ def file_identity(path: Path) -> str:
     """Return what tells a file's content from another's while this process runs, without reading it."""
     state = path.stat()
     return f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path} cannot be read as a checkpoint ({_reason(error)}); get the file again.")
-
-
-def _reason(error: Exception) -> str:
-    """Return what is wrong, without torch's pages of advice, of which some would be dangerous to follow."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return next((line for line in lines if line.startswith("WeightsUnpickler error")), lines[0])
-
-
-def _allowing(classes: Sequence[Callable[..., object]]) -> contextlib.AbstractContextManager[object]:
-    safe_globals = getattr(torch.serialization, "safe_globals", None)  # since torch 2.5
-    return safe_globals(list(classes)) if classes and safe_globals else contextlib.nullcontext()

