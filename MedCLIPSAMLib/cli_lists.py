@@ -59,7 +59,7 @@ def _weights_text(names: tuple[str, ...]) -> str:
     licences = ", ".join(dict.fromkeys(registry[name].licence for name in names))
     if not missing:
         return f"installed; weights: {licences}"
-    size = sum(registry[name].bytes or 0 for name in missing)
-    more = "" if all(registry[name].bytes for name in missing) else " or more"
-    size_text = f"{size / 1e6:.0f} MB{more}" if size else "size unknown"
+    size = sum(registry[name].bytes or registry[name].about_bytes or 0 for name in missing)
+    about = "" if all(registry[name].bytes for name in missing) else "about "
+    size_text = f"{about}{size / 1e6:.0f} MB" if size else "size unknown"
     return f"to download: {size_text} ({', '.join(missing)}); weights: {licences}"

@@ -68,7 +68,7 @@ class FileList:
 LISTS = (
     FileList(".", "MedCLIPSAM_LIBRARY", ("MedCLIPSAMLib/**/*",)),
     FileList(".", "MedCLIPSAM_RESOURCES", ("Resources/**/*",)),
-    FileList(".", "MedCLIPSAM_TRAINING", ("training/**/*",)),
+    FileList(".", "MedCLIPSAM_TRAINING", ("training/*/**/*",)),  # not the page for the shell
     FileList("MedCLIPSAM", "MedCLIPSAM_MODULE", ("MedCLIPSAM.py", "MedCLIPSAMPanel/**/*")),
 )
 

@@ -16,6 +16,7 @@ import torch
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.memory import MemoryGuard
 from MedCLIPSAMLib.results import VisualPrompts
+from MedCLIPSAMLib.sam.checkpoint import read_checkpoint
 from MedCLIPSAMLib.sam.lite_encoder import GRID, LiteEncoder, LiteFeatures
 from MedCLIPSAMLib.sam.prompt_rows import DECODER_BATCH, check_prompts, equal_rows
 from MedCLIPSAMLib.sam.tiny_vit import TinyViT
@@ -37,7 +38,7 @@ class LiteMedSAM:
         from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 
         device = torch.device(device)
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state = read_checkpoint(checkpoint)
 
         def part(prefix: str) -> dict[str, torch.Tensor]:
             return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
