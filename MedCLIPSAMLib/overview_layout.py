@@ -31,7 +31,7 @@ def compose(
     name = measuring.fit(title or "MedCLIPSAM", 17, inner, 1, "bold")
     facts_lines = measuring.fit(facts, 9.5, inner, 2)
     headings = [measuring.fit(row.heading, 13.5, inner, 2, "bold") or ["(empty prompt)"] for row in rows]
-    notes = [measuring.fit("; ".join(map(one_line, row.warnings)), 8.5, inner - 0.16, 2) for row in rows]
+    notes = [measuring.fit(" ".join(map(one_line, row.warnings)), 8.5, inner - 0.16, 2) for row in rows]
     header = 0.36 + 0.36 + 0.19 * len(facts_lines) + 0.34
     tops = [0.26 * len(head) + 0.27 + 0.17 * len(note) + 0.30 for head, note in zip(headings, notes, strict=True)]
     blocks = [

@@ -78,7 +78,7 @@ class WeightsTable:
         table.blockSignals(True)
         table.rowCount = len(self._shown)
         for number, one in enumerate(self._shown):
-            size = amount(one.bytes / 1e6) if one.bytes else "?"
+            size = amount(one.bytes / 1e6) if one.bytes else one.size_text
             for column, cell in enumerate((one.name, size, "", ", ".join(one.used_by), one.licence)):
                 item = qt.QTableWidgetItem(cell)
                 item.setToolTip(self._tip(one) if column in (_NAME, _FOR) else one.citation)
