@@ -173,6 +173,7 @@ def test_folder_of_an_own_engine(module, quick, tmp_path):
 
     panel = module.widgetRepresentation().self().panel
     assert panel.segment.engines.engine == "lite" and panel.ui.presetComboBox.count > 1
+    (tmp_path / "pytorch_model.bin").touch()
     slicer_double.answer(str(tmp_path))
     panel.segment.engines.onFineTuned()
     assert panel.segment.engines.engine == f"finetuned:{tmp_path}" == panel.parameters.engine
