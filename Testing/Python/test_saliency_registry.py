@@ -85,7 +85,7 @@ class TestRegistry:
     def test_the_released_programs_map(self):
         """224 x 224, repeated, in 8 bit; from the patches themselves."""
         settings = {"layer": 1, "beta": 0.1, "steps": 3, "copies": 2}
-        recipe = Recipe("toy", "m2ib", settings, rules="released")
+        recipe = Recipe("toy", "m2ib", settings, rules="authors")
         tower, picture, vector = SmallVit(), random_picture(), random_text()
         plane, _ = m2ib_plane(tower, picture, vector, settings=M2IBSettings(**settings), seed=4)
         got = saliency_map(recipe, tower, picture, vector, 4)
