@@ -81,6 +81,8 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("scales", "prompts"):  # JSON gives lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.rules not in ("paper", "authors"):  # another word would pass for "paper" unnoticed
+            raise InputError(f"rules is {self.rules!r}; pass 'paper' or 'authors'.")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-able values, without the presets that were not chosen and the sentence."""
