@@ -254,6 +254,9 @@ def _finish(result: VolumeResult, window: tuple[float, float]) -> None:
         )
     elif seen and all(record.presence is None for record in seen):
         result.warnings.append("This engine has no presence calibration: every slice was segmented.")
+    if len(seen) > 1:  # what every slice says is said of the volume, such as that the weights are not verified
+        shared = set.intersection(*(set(record.warnings) for record in seen))
+        result.warnings += [text for text in seen[0].warnings if text in shared and text not in result.warnings]
     # The warnings about absence stand in the slices' own records; once for the volume is enough here.
     result.slices = [
         replace(record, warnings=[text for text in record.warnings if text not in result.warnings])

@@ -222,7 +222,8 @@ class TestPresence:
         assert statuses(shut) == ["skipped by the gate"] * 2 and not shut.mask.any()
         assert statuses(opened) == ["segmented"] * 2
         np.testing.assert_array_equal(opened.mask, segment(build(), image).mask)
-        assert all(record.presence == 0.5 and record.warnings for record in opened.slices)
+        assert all(record.presence == 0.5 for record in opened.slices)
+        assert any("does not seem to be in this image" in text for text in opened.warnings), "both slices say so"
 
     def test_each_slice_is_encoded_once(self, build, monkeypatch):
         """Although the encoder remembers no more than a slice and its two neighbours."""
@@ -381,3 +382,10 @@ def test_slices_are_encoded_together_where_the_segmenter_gains_by_it(build):
     assert (segment(together, image).mask == alone.mask).all() and told == [3, 3, 2]
     together.calibration = PresenceCalibration((0.0, 0.0, 0.0), -9.0, 0.5)  # a gate that skips every slice
     assert set(statuses(segment(together, image))) == {"skipped by the gate"} and told == [3, 3, 2]
+
+
+def test_what_every_slice_says_of_the_models_is_said_once(build):
+    segmenter = build(samples=1, visual_prompt="points")  # LiteMedSAM was trained for boxes
+    result = segment(segmenter, volume(slices(3)))
+    assert sum("was trained for boxes" in text for text in result.warnings) == 1
+    assert not any("was trained for" in text for record in result.slices for text in record.warnings)
