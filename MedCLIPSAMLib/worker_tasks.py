@@ -136,7 +136,7 @@ TASKS: dict[str, Callable[[TaskContext, KeptEngine], dict[str, Any] | None]] = {
 
 def _set_image(context: TaskContext, segmenter: TextSegmenter) -> None:
     array = read_array(context.need("array"))
-    with context.stage("encoding image"):
+    with context.stage("reading image"):
         segmenter.set_image(array, context.window())
 
 

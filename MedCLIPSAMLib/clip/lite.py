@@ -94,9 +94,7 @@ class LiteClip:
     @torch.inference_mode()
     def encode_input(self, batch: Tensor) -> Tensor:
         """See :class:`VisionLanguageModel`."""
-        batch = batch.to(self.encoder.device).contiguous(memory_format=torch.channels_last)
-        scales = self.encoder.encoder.multi_scale(batch)
-        features = torch.nn.functional.avg_pool2d(torch.cat(scales, dim=1), 2).flatten(2).transpose(1, 2)
+        _, features = self.encoder.features(batch)
         return self.finish(self.tower.coarse_tokens(self.tower.normalise(features)), 0)
 
     def patch_embeddings(self, image: np.ndarray) -> tuple[np.ndarray, Frame]:

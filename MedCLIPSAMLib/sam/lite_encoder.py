@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,37 +86,14 @@ class LiteEncoder:
         if key in self._remembered:
             self._remembered.move_to_end(key)
             return self._remembered[key]
-        features = self.memory.run(lambda _: self._encode([image])[0], 1, "encoder")
-        self._remember(key, features)
+        features = self._remembered[key] = self.memory.run(lambda _: self._encode(image), 1, "encoder")
+        if len(self._remembered) > REMEMBERED:
+            self._remembered.popitem(last=False)
         return features
-
-    def prepare(self, images: Sequence[np.ndarray]) -> None:
-        """Encode the first few of ``images``, as many as are remembered; on a GPU four at a time."""
-        wanted: dict[str, np.ndarray] = {}
-        for image in images:
-            if len(wanted) < REMEMBERED:
-                wanted.setdefault(content_digest(image), image)
-        for key in wanted:
-            if key in self._remembered:
-                self._remembered.move_to_end(key)  # or the new ones would push it out
-
-        def work(batch: int) -> None:
-            missing = [entry for entry in wanted.items() if entry[0] not in self._remembered]
-            for start in range(0, len(missing), batch):
-                keys, some = zip(*missing[start : start + batch], strict=True)
-                for key, features in zip(keys, self._encode(some), strict=True):
-                    self._remember(key, features)
-
-        self.memory.run(work, 1 if self.memory.device in ("cpu", "mps") else 4, "encoder")
 
     def follow(self, move: Callable[[torch.device], None]) -> None:
         """Have ``move`` called with the new device whenever the encoder has gone to another one."""
         self._followers.append(move)
-
-    def _remember(self, key: str, features: LiteFeatures) -> None:
-        self._remembered[key] = features
-        if len(self._remembered) > REMEMBERED:
-            self._remembered.popitem(last=False)
 
     def _to_cpu(self) -> None:
         self.device = torch.device("cpu")
@@ -126,15 +103,14 @@ class LiteEncoder:
             move(self.device)
 
     @torch.inference_mode()
-    def _encode(self, images: Sequence[np.ndarray]) -> list[LiteFeatures]:
-        placed, frames = zip(*map(model_input, images), strict=True)
-        batch = torch.from_numpy(np.stack(placed)).permute(0, 3, 1, 2).to(self.device)
-        scales = self.encoder.multi_scale(batch.contiguous(memory_format=torch.channels_last))
+    def features(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return embeddings (B, 256, 64, 64) and tokens (B, 1024, 736) of (B, 3, 256, 256) inputs."""
+        batch = batch.to(self.device).contiguous(memory_format=torch.channels_last)
+        scales = self.encoder.multi_scale(batch)
         tokens = torch.nn.functional.avg_pool2d(torch.cat(scales, dim=1), 2).flatten(2).transpose(1, 2)
-        # Copies, since a part of the batch would keep all of it in memory.
-        return [
-            LiteFeatures(
-                frame, scales[-1][row : row + 1].clone().contiguous(), tokens[row : row + 1].contiguous().clone()
-            )
-            for row, frame in enumerate(frames)
-        ]
+        return scales[-1], tokens
+
+    def _encode(self, image: np.ndarray) -> LiteFeatures:
+        placed, frame = model_input(image)
+        embedding, tokens = self.features(torch.from_numpy(placed).permute(2, 0, 1)[None])
+        return LiteFeatures(frame, embedding.contiguous(), tokens.contiguous())

@@ -65,8 +65,7 @@ class LiteMedSAM:
         return self.encoder.device
 
     def prepare(self, images: Sequence[np.ndarray]) -> None:
-        """See :meth:`PromptableSegmenter.prepare`; only the first few are encoded."""
-        self.encoder.prepare(images)
+        """See :meth:`PromptableSegmenter.prepare`: nothing, since ``batch`` is 1."""
 
     def set_image(self, image: np.ndarray) -> None:
         """See :meth:`PromptableSegmenter.set_image`."""

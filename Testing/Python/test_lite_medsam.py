@@ -214,24 +214,12 @@ def test_a_checkpoint_with_other_entries_is_refused(segmenter, tmp_path: Path):
         LiteMedSAM(tmp_path / "less.pth")
 
 
-def test_images_are_prepared_together_and_no_more_than_are_remembered(segmenter, encodings):
-    images = [np.roll(ellipse()[0], shift, axis=1) for shift in range(REMEMBERED + 2)]
-    segmenter.set_image(images[1])
-    segmenter.prepare([images[0], *images])
-    assert encodings == [(1, 3, 256, 256)] * REMEMBERED
-    for image in images[:REMEMBERED]:
-        segmenter.set_image(image)
-    assert len(encodings) == REMEMBERED
-    segmenter.set_image(images[REMEMBERED])
-    assert len(encodings) == REMEMBERED + 1
-
-
 def test_want_of_memory_moves_all_that_share_the_encoder(monkeypatch):
     """The device "cpu:0" is another one than "cpu" for the guard; its encoder fails as a GPU's would."""
     model = LiteMedSAM(verified("lite-medsam"), "cpu:0")
     moved, tried = [], []
     model.encoder.follow(moved.append)
-    real, fits = model.encoder.encoder.multi_scale, {"cpu:0": 2, "cpu": 9}
+    real, fits = model.encoder.encoder.multi_scale, {"cpu:0": 1, "cpu": 1}
 
     def small(batch: torch.Tensor):
         tried.append(len(batch))
@@ -241,18 +229,16 @@ def test_want_of_memory_moves_all_that_share_the_encoder(monkeypatch):
 
     monkeypatch.setattr(model.encoder.encoder, "multi_scale", small)
     image, mask = ellipse()
-    others = [np.roll(image, shift, axis=1) for shift in range(1, 4)]
-    model.prepare([image, *others])
-    assert tried == [4, 2, 2] and moved == []
     model.set_image(image)
+    assert tried == [1] and moved == []
     before = model.predict(box_of(mask))[0]
     fits["cpu:0"] = 0
     model.set_image(image[::-1])
-    assert tried[3:] == [1, 1] and moved == [torch.device("cpu")]
+    assert tried[1:] == [1, 1] and moved == [torch.device("cpu")]
     assert model.device == torch.device("cpu") and model.memory.device == "cpu"
     assert "CPU" in model.memory.take_notes()[-1]
     model.set_image(image)
-    assert len(tried) == 6, "what another device has encoded is not mixed in"
+    assert len(tried) == 4, "what another device has encoded is not mixed in"
     np.testing.assert_allclose(model.predict(box_of(mask))[0], before, rtol=0, atol=1e-3)
 
 

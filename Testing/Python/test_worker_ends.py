@@ -64,7 +64,7 @@ DEATHS: list[tuple[str, dict[str, Any], Callable[[WorkerClient, Path], None]]] =
     ("before it is ready", {}, lambda client, folder: None),
     ("when it is ready", {}, event("ready")),
     ("while loading", {}, stage("loading engine", 0.1)),
-    ("while encoding", {}, stage("encoding image", 0.05)),
+    ("while reading the image", {}, stage("reading image", 0.05)),
     ("while segmenting", {"prompts": ["sleep 0.2"]}, stage("segmenting", 0.3)),
     ("while writing", {"prompts": ["slow writing 60"]}, writing),
     ("between prompts", {"prompts": ["bright", "sleep 1"]}, event("result")),

@@ -85,20 +85,18 @@ def prompt_rows(
     segmenter: TextSegmenter, image: np.ndarray, window: tuple[float, float] | None, repeats: int
 ) -> list[Row]:
     """First prompt on an image (encoding included) against the second, and the stages of both."""
-    first, second, encoding, first_saliency = [], [], [], []
+    first, second, first_saliency = [], [], []
     stages: dict[str, list[float]] = {}
     for turn in range(repeats + 1):
         segmenter._texts.clear()
         forget_images(segmenter)
         begun = time.perf_counter()
         segmenter.set_image(image, window)
-        encoded = time.perf_counter() - begun
         results = [segmenter.segment(PROMPTS[0], gate=False)]
         together = time.perf_counter() - begun
         again = seconds(lambda results=results: results.append(segmenter.segment(PROMPTS[1], gate=False)))
         if turn == 0:
             continue  # warm-up
-        encoding.append(encoded)
         first.append(together)
         second.append(again)
         first_saliency.append(results[0].seconds["saliency"])
@@ -115,7 +113,6 @@ def prompt_rows(
             milliseconds(second),
             f"{segmenter.recipe.samples} samples, {boxes} box(es)",
         ),
-        Row("  stage: image encoding", milliseconds(encoding), "once per image"),
         Row("  stage: saliency", milliseconds(first_saliency), "first prompt; encodes the image at further scales"),
         *(Row(f"  stage: {name}", milliseconds(taken), "second prompt") for name, taken in stages.items()),
     ]

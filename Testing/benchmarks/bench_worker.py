@@ -67,7 +67,7 @@ def there(client: WorkerClient, array: np.ndarray, folder: Path) -> tuple[dict[s
     (result,) = [event for event in events if event["event"] == "result"]
     seconds = events[-1]["seconds"]
     maps = {name: np.load(file) for name, file in result["files"].items()}
-    return maps, seconds["encoding image"] + seconds["segmenting"]
+    return maps, seconds["reading image"] + seconds["segmenting"]
 
 
 def main() -> None:
