@@ -175,6 +175,27 @@ def test_slicers_libraries_are_installed_for_the_commands_that_need_them(checkou
     assert "Nothing was installed" in done.stderr
 
 
+def test_nnunet_is_installed_for_the_commands_and_the_engine_that_need_it(checkout: Path) -> None:
+    script = checkout / "medclipsam"
+    install_by_hand(checkout, "run")
+    for arguments in (
+        ["weak-train"],
+        ["segment-cohort", "folder"],
+        ["segment", "a.png", "--engine", "weak:model"],
+        ["evaluate", "data", "--engine=weak:model"],
+        ["test"],
+    ):
+        done = call(script, *arguments, MEDCLIPSAM_DRY_RUN="1")
+        assert done.returncode == 0, done.stderr
+        assert "needs nnU-Net and Dask" in done.stderr
+        assert ("3D Slicer's libraries" in done.stderr) == (arguments == ["test"])
+    for arguments in (["segment", "a.png", "--prompt", "weakness"], ["finetune"]):
+        assert "Everything is installed" in call(script, *arguments, MEDCLIPSAM_DRY_RUN="1").stderr
+    stamp = checkout / ".venv" / "medclipsam-run.stamp"
+    shutil.copy(stamp, stamp.with_name("medclipsam-weak.stamp"))
+    assert "Everything is installed" in call(script, "weak-train", MEDCLIPSAM_DRY_RUN="1").stderr
+
+
 def test_slicers_libraries_that_cannot_be_had_are_named(checkout: Path, tmp_path: Path) -> None:
     install_by_hand(checkout, "run")
     python = checkout / ".venv" / "bin" / "python"
