@@ -123,44 +123,51 @@ def segment(
 @app.command()
 def evaluate(
     data_dir: Annotated[Path, typer.Argument(help="Folder with images/ and masks/, or SPLIT/images and SPLIT/masks.")],
-    prompt: Annotated[str, typer.Option(help="What to segment.")],
     output: Annotated[Path, typer.Option(help="The report to write, JSON.")],
+    prompt: Annotated[str | None, typer.Option(help="What to segment.")] = None,
     split: Annotated[str | None, typer.Option(help="test, val, ...; none for a folder without splits.")] = None,
     engine: EngineOption = "lite",
     preset: PresetOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     limit: Annotated[int | None, typer.Option(help="At most this many images, spread over the folder.")] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(help="Judge the masks of this folder, by any program; none is made and no engine is loaded."),
+    ] = None,
+    label: Annotated[
+        int | None, typer.Option(help="With --predictions: the target's value in masks of several classes.")
+    ] = None,
+    keep: Annotated[Path | None, typer.Option(help="Folder for every image's mask, probability and entropy.")] = None,
+    diagram: Annotated[Path | None, typer.Option(help="Also draw a reliability diagram, PNG.")] = None,
     no_gate: NoGateOption = False,
     changes: SetOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Segment a folder of images and compare with the reference masks: DSC, NSD, presence, uncertainty."""
-    from MedCLIPSAMLib import evaluation
-    from MedCLIPSAMLib.engines import check_choice, load_engine
-    from MedCLIPSAMLib.file_output import check_output_folder, write_json
-    from MedCLIPSAMLib.prompts import check_prompt, wordings
+    """Segment a folder of images and compare with the reference masks: DSC, NSD, presence, uncertainty, calibration."""
+    from MedCLIPSAMLib import evaluation_job
+    from MedCLIPSAMLib.evaluation_report import report_table
 
     with reported(verbose):
-        prompt = check_prompt(prompt)
-        wordings(prompt, 1)  # raises for an unknown prompt set
-        replaced = {**parse_changes(changes), **({"gate": False} if no_gate else {})}
-        check_choice(engine, preset, device).with_settings(replaced)
-        if seed < 0:
-            raise InputError(f"seed {seed}: it must be 0 or more.")
-        if limit is not None and limit < 1:
-            raise InputError(f"--limit {limit}: it must be 1 or more.")
-        cases = evaluation.find_cases(data_dir, split)
-        if output.is_dir():
-            raise InputError(
-                f"{output} is a folder; pass the name of the report, for example {output / 'report.json'}."
-            )
-        check_output_folder(output.parent)
-        segmenter = load_engine(engine, preset, device, replaced)
+        request = evaluation_job.EvaluationRequest(
+            data_dir,
+            output,
+            prompt,
+            split=split,
+            engine=engine,
+            preset=preset,
+            seed=seed,
+            device=device,
+            limit=limit,
+            changes={**parse_changes(changes), **({"gate": False} if no_gate else {})},
+            predictions=predictions,
+            label=label,
+            keep=keep,
+            diagram=diagram,
+        )
         with progress_bar("image") as progress:
-            report = evaluation.evaluate(segmenter, cases, prompt, seed=seed, progress=progress, limit=limit)
-        write_json(output, report)
-    typer.echo(evaluation.report_table(report))
+            report = evaluation_job.run(request, progress)
+    typer.echo(report_table(report))
     typer.echo(f"Report: {output}")
 
 

@@ -1,54 +1,52 @@
 """A run over a data set with reference masks, and its report.
 
 ``report.json`` is plain JSON: where a number does not exist (no image with a target, an engine without calibration) it
-says null. Every number of a data set can be computed again from the report's cases, except the NSD of the stages.
+says null. Every number of a data set can be computed again from the report's cases, except the NSD of the stages and
+the calibration over all pixels.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from MedCLIPSAMLib import metrics
+from MedCLIPSAMLib.case_measures import MEASURES, Measured, measure_case
 from MedCLIPSAMLib.cases import Case, find_cases, read_mask
 from MedCLIPSAMLib.errors import InputError
+from MedCLIPSAMLib.evaluation_report import report_table
+from MedCLIPSAMLib.evaluation_summary import DatasetFigures
 from MedCLIPSAMLib.file_io import read_image
+from MedCLIPSAMLib.prediction import Prediction, has_stages, write_prediction
+from MedCLIPSAMLib.prediction_folder import PredictionFolder
 from MedCLIPSAMLib.results import PromptResult, VisualPrompts
 
 if TYPE_CHECKING:
-    from MedCLIPSAMLib.pipeline import TextSegmenter
+    from MedCLIPSAMLib.engine_interface import Engine
 
-__all__ = ["Case", "evaluate", "find_cases", "report_table", "true_boxes"]
+__all__ = ["MEASURES", "STAGES", "Case", "evaluate", "evaluate_predictions", "find_cases", "report_table", "true_boxes"]
 
-MEASURES = {"dsc": metrics.dsc, "nsd_2d": metrics.nsd_2d, "nsd_paper": metrics.nsd_paper}
 STAGES = ("box_true", "box_whole_image", "saliency_0.5", "coarse", "mask")
 SMALLEST_BOX_AREA = 20  # pixels; smaller islands of a reference mask get no box of their own
-POSSIBLE = 0.05  # probability above which a pixel counts for an image's mean entropy
-FEW = 30  # fewer images are information, not evidence
 
-
-@dataclass
-class _Measured:
-    """One case: its entry in the report, and what only the summary needs."""
-
-    entry: dict[str, Any]
-    has_target: bool
-    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+Progress = Callable[[int, int], None]
 
 
 def evaluate(
-    segmenter: TextSegmenter,
+    segmenter: Engine,
     cases: Sequence[Case],
     prompt: str,
     seed: int = 0,
     stages: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     limit: int | None = None,
+    *,
+    uncertainty: bool | None = None,
+    keep: Path | None = None,
 ) -> dict[str, Any]:
     """Segment every case with one prompt and compare with the reference masks.
 
@@ -57,28 +55,107 @@ def evaluate(
         cases: From :func:`find_cases`.
         prompt: The text.
         seed: The run's seed.
-        stages: Also measure every stage (the paper's Table 4) and the uncertainty; costs two more segmenter calls an
-            image.
+        stages: Also measure every stage (the paper's Table 4); costs two more segmenter calls an image.
         progress: Called with (cases done, cases in all).
         limit: At most this many cases, spread evenly over the list.
+        uncertainty: Also judge probability and entropy; None does so where ``stages`` is True.
+        keep: A folder for every case's mask, coarse mask, probability and entropy, see
+            :func:`evaluate_predictions`; None keeps none.
 
     Returns:
         The report, ready for JSON: ``{"engine", "prompt", "seed", "datasets": {NAME: {"n", "dsc", "nsd_2d",
-        "nsd_paper", "n_without_target", "specificity", "auroc_presence"[, "stages", "uncertainty"]}}, "cases":
-        [...]}``.
+        "nsd_paper", "n_without_target", "specificity", "auroc_presence"[, "stages", "uncertainty", "calibration"]}},
+        "cases": [...]}``.
 
         ``n`` counts the images with a target; DSC and NSD are over these, each as ``{"mean", "sd", "ci95"}`` (sample
         standard deviation; bootstrap of the mean). An image with a target that the gate skipped counts with 0.
         ``specificity`` is the share of the images without target whose mask is empty, by the gate or otherwise.
         ``stages``: ``box_true`` (ceiling: the segmenter with the boxes of :func:`true_boxes`), ``box_whole_image``
-        (floor), ``saliency_0.5`` (saliency above 0.5), ``coarse``, ``mask``.
+        (floor), ``saliency_0.5`` (saliency above 0.5), ``coarse``, ``mask``; an engine that goes
+        straight to its mask, such as a trained nnU-Net, has none.
         ``uncertainty``: ``auroc_entropy_error``, AUROC of the entropy for the wrong pixels of an image, over the images
         that have right and wrong pixels; ``pearson_entropy_dsc`` and ``spearman_entropy_dsc``, correlation of an
         image's mean entropy (where its probability exceeds 0.05; 0 if nowhere) with 1 - DSC. Images that the gate
         skipped were not segmented and have no entropy: they are left out here, ``n_skipped`` counts them.
+        ``calibration``: ``ece``, ``brier``, ``nll``, ``aurc`` and ``excess_aurc`` over the pixels of all images
+        (without target too) that were segmented, see :mod:`MedCLIPSAMLib.calibration`; the same as means over the
+        images (``per_image``); ``error``, the share of wrong pixels; the bins of the reliability diagram.
 
     Raises:
         InputError: No cases, a limit below 1, or an image that cannot be used; the message names the file.
+        MedCLIPSAMError: surface-distance is not installed.
+        OutputError: ``keep`` cannot be written.
+    """
+    cases = chosen_cases(cases, limit)
+    uncertainty = stages if uncertainty is None else uncertainty
+    names = case_folders(cases) if keep is not None else {}
+    staged = stages and has_stages(segmenter)
+
+    def measured() -> Iterable[Measured]:
+        for case in cases:
+            image, truth = read_image(case.image_path), read_mask(case.mask_path)
+            begin = time.perf_counter()
+            try:
+                segmenter.set_image(image.array, image.window)
+                result = segmenter.segment(prompt, seed)
+            except InputError as error:
+                raise InputError(f"{case.file}: {error}") from error
+            seconds = time.perf_counter() - begin
+            if keep is not None:
+                facts = {"file": case.file, "run_seed": seed}
+                write_prediction(keep / names[case.file], result, segmenter, image, facts)
+            masks = _stage_masks(segmenter, result, truth) if staged and truth.any() else {}
+            prediction = Prediction.of(result, segmenter, seconds)
+            yield measure_case(case, truth, prediction, masks if staged else None, uncertainty)
+
+    return _report({"engine": segmenter.recipe.name, "prompt": prompt, "seed": seed}, measured(), len(cases), progress)
+
+
+def evaluate_predictions(
+    folder: str | Path,
+    cases: Sequence[Case],
+    prompt: str | None = None,
+    progress: Progress | None = None,
+    limit: int | None = None,
+    label: int | None = None,
+) -> dict[str, Any]:
+    """Compare segmentations that exist already, by any program, with the reference masks.
+
+    Args:
+        folder: See :class:`MedCLIPSAMLib.prediction_folder.PredictionFolder`.
+        cases: From :func:`find_cases`.
+        prompt: Which result to take where there are several.
+        progress: Called with (cases done, cases in all).
+        limit: At most this many cases, spread evenly over the list.
+        label: The target's value in masks of several classes; None takes every value above 0.
+
+    Returns:
+        As :func:`evaluate`. ``engine``, ``prompt`` and ``seed`` are those of the folder's ``result.json``, or the
+        folder's name and null; probability and entropy are judged where they are there, and of the stages the coarse
+        mask.
+
+    Raises:
+        InputError: No cases, a case without prediction, a damaged file, or one of the wrong size.
+        MedCLIPSAMError: surface-distance is not installed.
+    """
+    cases = chosen_cases(cases, limit)
+    predictions = PredictionFolder(folder, cases, prompt, label)
+
+    def measured() -> Iterable[Measured]:
+        for case in cases:
+            prediction, truth = predictions.read(case), read_mask(case.mask_path)
+            stages = None if prediction.coarse is None else {"coarse": prediction.coarse, "mask": prediction.mask}
+            yield measure_case(case, truth, prediction, stages, uncertainty=True)
+
+    facts = {"engine": predictions.engine, "prompt": predictions.prompt or prompt, "seed": predictions.seed}
+    return _report(facts, measured(), len(cases), progress)
+
+
+def chosen_cases(cases: Sequence[Case], limit: int | None) -> Sequence[Case]:
+    """Return at most ``limit`` cases, spread evenly over the list, of a list that must hold one.
+
+    Raises:
+        InputError: No cases, or a limit below 1.
         MedCLIPSAMError: surface-distance is not installed.
     """
     if limit is not None and limit < 1:
@@ -88,21 +165,13 @@ def evaluate(
     if not cases:
         raise InputError("there are no cases to evaluate.")
     metrics.nsd_2d(np.ones((1, 1), bool), np.ones((1, 1), bool))  # a missing package shows now, not after hours
-    measured = []
-    for number, case in enumerate(cases):
-        measured.append(_measure(segmenter, case, prompt, seed, stages))
-        if progress is not None:
-            progress(number + 1, len(cases))
-    groups: dict[str, list[_Measured]] = {}
-    for one in measured:
-        groups.setdefault(one.entry["dataset"], []).append(one)
-    return {
-        "engine": segmenter.recipe.name,
-        "prompt": prompt,
-        "seed": seed,
-        "datasets": {name: _summarise(groups[name], stages) for name in sorted(groups)},
-        "cases": [one.entry for one in measured],
-    }
+    return cases
+
+
+def case_folders(cases: Sequence[Case]) -> dict[str, str]:
+    """Return the name of each case's folder: its file's name, without the suffix where that is unique."""
+    stems = [Path(case.file).stem for case in cases]
+    return {case.file: stem if stems.count(stem) == 1 else case.file for case, stem in zip(cases, stems, strict=True)}
 
 
 def true_boxes(truth: np.ndarray) -> np.ndarray:
@@ -123,43 +192,23 @@ def true_boxes(truth: np.ndarray) -> np.ndarray:
     return np.array(boxes, np.float32).reshape(-1, 4)
 
 
-def _measure(segmenter: TextSegmenter, case: Case, prompt: str, seed: int, stages: bool) -> _Measured:
-    image, truth = read_image(case.image_path), read_mask(case.mask_path)
-    begin = time.perf_counter()
-    try:
-        segmenter.set_image(image.array, image.window)
-        result = segmenter.segment(prompt, seed)
-    except InputError as error:
-        raise InputError(f"{case.file}: {error}") from error
-    seconds = time.perf_counter() - begin
-    mask = result.mask  # empty where the gate skipped the image
-    entry = {
-        "file": case.file,
-        "dataset": case.dataset,
-        **{name: _number(measure(mask, truth)) for name, measure in MEASURES.items()},
-        "presence": _number(result.presence.score),
-        "seconds": seconds,
-        "has_target": bool(truth.any()),
-        "skipped": bool(result.skipped),
-        "empty": not mask.any(),
+def _report(
+    facts: dict[str, Any], measured: Iterable[Measured], count: int, progress: Progress | None
+) -> dict[str, Any]:
+    entries, datasets = [], {}
+    for done, one in enumerate(measured, start=1):
+        entries.append(one.entry)
+        datasets.setdefault(one.entry["dataset"], DatasetFigures()).add(one)
+        if progress is not None:
+            progress(done, count)
+    return facts | {
+        "datasets": {name: datasets[name].summary() for name in sorted(datasets)},
+        "cases": entries,
     }
-    measured = _Measured(entry, entry["has_target"])
-    if stages:
-        possible = result.probability > POSSIBLE
-        entry["entropy"] = float(result.entropy[possible].mean(dtype=float)) if possible.any() else 0.0
-        entry["auroc_entropy_error"] = _number(metrics.error_auroc(result.entropy, mask != truth))
-        if measured.has_target:
-            for name, stage in _stage_masks(segmenter, result, mask, truth).items():
-                measured.stages[name] = {key: measure(stage, truth) for key, measure in MEASURES.items()}
-        entry["stages"] = {name: values["dsc"] for name, values in measured.stages.items()} or None
-    return measured
 
 
-def _stage_masks(
-    segmenter: TextSegmenter, result: PromptResult, mask: np.ndarray, truth: np.ndarray
-) -> dict[str, np.ndarray]:
+def _stage_masks(segmenter: Engine, result: PromptResult, truth: np.ndarray) -> dict[str, np.ndarray]:
     """Return the mask (H, W) after every stage, and those of the segmenter with boxes that no text has found."""
-
     segmenter.encode()  # where the gate skipped the image, it has not been
 
     def segment_boxes(boxes: np.ndarray) -> np.ndarray:
@@ -167,116 +216,11 @@ def _stage_masks(
         return (np.asarray(logits) > 0).any(axis=0)
 
     height, width = truth.shape
+    whole = np.array([[0, 0, width, height]], np.float32)
     return {
         "box_true": segment_boxes(true_boxes(truth)),
-        "box_whole_image": segment_boxes(np.array([[0, 0, width, height]], np.float32)),
+        "box_whole_image": segment_boxes(whole),
         "saliency_0.5": result.saliency > 0.5,
         "coarse": result.coarse.mask,
-        "mask": mask,
+        "mask": result.mask,
     }
-
-
-def _summarise(group: list[_Measured], stages: bool) -> dict[str, Any]:
-    with_target = [one for one in group if one.has_target]
-    without = [one for one in group if not one.has_target]
-    presence = [one.entry["presence"] for one in group]
-    calibrated = all(score is not None for score in presence)
-    summary = {
-        "n": len(with_target),
-        **{name: _spread([one.entry[name] for one in with_target]) for name in MEASURES},
-        "n_without_target": len(without),
-        "specificity": _number(np.mean([one.entry["empty"] for one in without])) if without else None,
-        "auroc_presence": _number(metrics.auroc(presence, [one.has_target for one in group])) if calibrated else None,
-    }
-    if stages:
-        summary["stages"] = {
-            stage: {name: _spread([one.stages[stage][name] for one in with_target]) for name in MEASURES}
-            for stage in STAGES
-        }
-        segmented = [one for one in with_target if not one.entry["skipped"]]
-        pearson, spearman = metrics.correlation(
-            [one.entry["entropy"] for one in segmented], [1 - one.entry["dsc"] for one in segmented]
-        )
-        summary["uncertainty"] = {
-            "n": len(segmented),
-            "n_skipped": len(with_target) - len(segmented),
-            "auroc_entropy_error": _spread(
-                [one.entry["auroc_entropy_error"] for one in group if not one.entry["skipped"]]
-            ),
-            "pearson_entropy_dsc": _number(pearson),
-            "spearman_entropy_dsc": _number(spearman),
-        }
-    return summary
-
-
-def _spread(values: Sequence[float | None]) -> dict[str, Any]:
-    """Return mean, sample standard deviation and 95 % interval of the mean; values that do not exist are left out."""
-    known = np.array([value for value in values if value is not None], float)
-    if known.size == 0:
-        return {"mean": None, "sd": None, "ci95": None}
-    deviation = float(known.std(ddof=1)) if known.size > 1 else None
-    return {"mean": float(known.mean()), "sd": deviation, "ci95": list(metrics.bootstrap_interval(known))}
-
-
-def _number(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else float(value)
-
-
-def report_table(report: dict[str, Any]) -> str:
-    """Return a report as Markdown tables for people: one of the data sets, and those of stages and uncertainty."""
-    datasets = report["datasets"]
-    lines = [
-        f"Engine {report['engine']}, prompt “{report['prompt']}”, seed {report['seed']}. "
-        "Mean ± standard deviation [95 % interval of the mean] over the n images with a target.",
-        "",
-        *_row("data set", "n", "DSC", "NSD 2D", "NSD paper", "without target", "specificity", "AUROC presence"),
-        *_rule(8),
-    ]
-    for name, data in datasets.items():
-        measures = [_spread_text(data[measure]) for measure in MEASURES]
-        absence = [_text(data[key]) for key in ("specificity", "auroc_presence")]
-        lines += _row(name, data["n"], *measures, data["n_without_target"], *absence)
-    if any("stages" in data for data in datasets.values()):
-        lines += ["", *_row("data set", "n", "stage", "DSC", "NSD 2D", "NSD paper"), *_rule(6)]
-        for name, data in datasets.items():
-            for stage, values in data.get("stages", {}).items():
-                lines += _row(name, data["n"], stage, *(_spread_text(values[measure]) for measure in MEASURES))
-        lines += [
-            "",
-            *_row("data set", "n", "skipped", "AUROC entropy, wrong pixels", "Pearson entropy, 1 - DSC", "Spearman"),
-            *_rule(6),
-        ]
-        for name, data in datasets.items():
-            if "uncertainty" in data:
-                found = data["uncertainty"]
-                ranks = [_text(found[f"{kind}_entropy_dsc"]) for kind in ("pearson", "spearman")]
-                counts = (found["n"], found["n_skipped"])
-                lines += _row(name, *counts, _spread_text(found["auroc_entropy_error"]), *ranks)
-    few = [f"{name} (n = {data['n']})" for name, data in datasets.items() if data["n"] < FEW]
-    few += [
-        f"{name} without target (n = {data['n_without_target']})"
-        for name, data in datasets.items()
-        if 0 < data["n_without_target"] < FEW
-    ]
-    if few:
-        lines += ["", f"Fewer than {FEW} images are information, not evidence: {', '.join(few)}."]
-    return "\n".join(lines) + "\n"
-
-
-def _row(*cells: object) -> list[str]:
-    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"]
-
-
-def _rule(columns: int) -> list[str]:
-    return ["|" + " --- |" * columns]
-
-
-def _text(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.3f}"
-
-
-def _spread_text(spread: dict[str, Any]) -> str:
-    if spread["mean"] is None:
-        return "n/a"
-    low, high = spread["ci95"]
-    return f"{spread['mean']:.3f} ± {_text(spread['sd'])} [{low:.3f}, {high:.3f}]"

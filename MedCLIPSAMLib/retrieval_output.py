@@ -11,6 +11,7 @@ from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.file_output import replacing
 from MedCLIPSAMLib.retrieval_ranks import DIRECTIONS, TOP, RetrievalReport
 from MedCLIPSAMLib.retrieval_significance import PairedTest
+from MedCLIPSAMLib.significance import p_text
 
 _COLOURS = ("#2f5d8a", "#d98032", "#4b8b57", "#a4485c", "#7a6aa8", "#8a8a8a")
 
@@ -128,11 +129,6 @@ def _tests(tests: Sequence[PairedTest]) -> list[str]:
             )
         )
     return lines
-
-
-def p_text(value: float | None) -> str:
-    """Return a p-value for a table."""
-    return "n/a" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _row(*cells: object) -> str:

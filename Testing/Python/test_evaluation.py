@@ -4,118 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn_discs import ThresholdSegmenter, make_discs
 from PIL import Image
-from scipy import ndimage
 
 from MedCLIPSAMLib import metrics
+from MedCLIPSAMLib.calibration import Reliability, RiskCoverage
 from MedCLIPSAMLib.cases import find_cases, read_mask
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.evaluation import evaluate, report_table, true_boxes
-from MedCLIPSAMLib.images import to_uint8
-from MedCLIPSAMLib.results import CoarseMask, Component, Presence, PromptResult, VisualPrompts
 
 pytest.importorskip("surface_distance", reason="surface-distance is not installed (extra 'evaluate')")
 
 
-@dataclass
-class ThresholdRecipe:
-    name: str = "threshold"
-
-
-class BoxThreshold:
-    """A segmenter: inside a box, pixels brighter than the middle between the box's extremes are foreground."""
-
-    def set_image(self, image: np.ndarray) -> None:
-        self.image = ndimage.gaussian_filter(image.astype(np.float32), 1)
-
-    def predict(self, prompts: VisualPrompts) -> tuple[np.ndarray, np.ndarray]:
-        logits = np.full((len(prompts), *self.image.shape), -10, np.float32)
-        for row, (x0, y0, x1, y1) in zip(logits, prompts.boxes.astype(int), strict=True):
-            inside = self.image[y0:y1, x0:x1]
-            row[y0:y1, x0:x1] = (inside - (inside.min() + inside.max()) / 2) / 10
-        return logits, np.ones(len(prompts), np.float32)
-
-
-class ThresholdSegmenter:
-    """Brightness is the saliency; its components' boxes go to :class:`BoxThreshold`; dark images are gated."""
-
-    def __init__(self, calibrated: bool = True):
-        self.recipe = ThresholdRecipe()
-        self.segmenter = BoxThreshold()
-        self.calibrated = calibrated
-
-    def set_image(self, image: np.ndarray, window: tuple[float, float] | None = None) -> None:
-        self.image = to_uint8(image, window)
-
-    def encode(self) -> None:
-        self.segmenter.set_image(self.image)
-
-    def segment(self, prompt: str, seed: int = 0) -> PromptResult:
-        saliency = ndimage.gaussian_filter(self.image.astype(np.float32) / 255, 3)
-        score = float(saliency.max())
-        skipped = self.calibrated and score < 0.4
-        labels, count = ndimage.label((saliency > 0.45) & (not skipped))
-        components = tuple(
-            Component((x.start, y.start, x.stop, y.stop), int((labels == i + 1).sum()), 1.0)
-            for i, (y, x) in enumerate(ndimage.find_objects(labels))
-        )
-        boxes = np.array([component.box for component in components], np.float32).reshape(-1, 4)
-        boxes = np.maximum(boxes + np.array([-4, -4, 4, 4], np.float32), 0)
-        probability = np.zeros(saliency.shape, np.float32)
-        if count:
-            self.encode()
-            probability = (1 / (1 + np.exp(-self.segmenter.predict(VisualPrompts(boxes=boxes))[0]))).max(axis=0)
-        certain = np.clip(probability, 1e-6, 1 - 1e-6)
-        entropy = -(certain * np.log(certain) + (1 - certain) * np.log1p(-certain))
-        return PromptResult(
-            prompt=prompt,
-            saliency=saliency,
-            coarse=CoarseMask(labels > 0, 0.45, components, labels.astype(np.int32)),
-            prompts=VisualPrompts(boxes=boxes),
-            probability=probability,
-            mask=probability > 0.5,
-            entropy=entropy.astype(np.float32),
-            mutual_information=np.zeros_like(entropy),
-            presence=Presence(score if self.calibrated else None, 0.4 if self.calibrated else None, not skipped),
-            skipped=skipped,
-            saliency_method="brightness",
-            seed=seed,
-        )
-
-
-def draw(path: Path, seed: int, bright: float, target: bool) -> None:
-    """Save a noisy disc as ``path``, and its mask in the folder beside."""
-    random = np.random.default_rng(seed)
-    height, width = 96, 112
-    rows, columns = np.mgrid[:height, :width]
-    centre = random.uniform(30, 60, 2)
-    radius = random.uniform(8, 20)
-    disc = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius**2
-    image = 30 + bright * disc * target + random.normal(0, 40, disc.shape)
-    Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(path)
-    Image.fromarray(np.uint8(disc * target * 255)).save(path.parent.parent / "masks" / path.name)
-
-
 @pytest.fixture(scope="module")
 def discs(tmp_path_factory) -> Path:
-    """Two data sets in one split: "bright" (8 discs, 4 images without) and "dim" (5 discs, one too dark to pass)."""
-    folder = tmp_path_factory.mktemp("discs")
-    for part in ("images", "masks"):
-        (folder / "test" / part).mkdir(parents=True)
-    rows = ["file,split,dataset"]
-    for number in range(12):
-        draw(folder / f"test/images/bright_{number:02}.png", number, 190, target=number < 8)
-        rows.append(f"bright_{number:02}.png,test,bright")
-    for number, bright in enumerate((120, 130, 140, 150, 5)):
-        draw(folder / f"test/images/dim_{number:02}.png", 50 + number, bright, target=True)
-        rows.append(f"dim_{number:02}.png,test,dim")
-    (folder / "manifest.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return folder
+    return make_discs(tmp_path_factory.mktemp("discs"))
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +178,9 @@ def test_report_has_the_agreed_shape(report):
         assert all(set(stage[key]) == spread for stage in data["stages"].values() for key in stage)
         figures = {"auroc_entropy_error", "pearson_entropy_dsc", "spearman_entropy_dsc"}
         assert set(data["uncertainty"]) == {"n", "n_skipped"} | figures
+        pooled = {"ece", "brier", "nll", "aurc", "excess_aurc"}
+        assert {"n", "n_skipped", "pixels", "error", "per_image"} | pooled < set(data["calibration"])
+        assert set(data["calibration"]["per_image"]) == pooled
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
@@ -369,8 +279,66 @@ def test_report_table(report):
     assert any(line.startswith("| dim | 5 | box_true |") for line in lines)
     assert "information, not evidence: bright (n = 8), dim (n = 5), bright without target (n = 4)." in lines[-1]
     tables = [line.count("|") for line in lines if line.startswith("|")]
-    assert set(tables) == {9, 7}
+    assert set(tables) == {9, 7, 10}
+    pooled = report["datasets"]["bright"]["calibration"]
+    figures = [f"{pooled[name]:.4f}" for name in ("ece", "brier", "nll")]
+    figures += [f"{1000 * pooled[name]:.4f}" for name in ("aurc", "excess_aurc")]
+    assert f"| bright | 8 | 4 | {100 * pooled['error']:.2f} % | {' | '.join(figures)} |" in lines
     json_report = json.loads(json.dumps(report, sort_keys=True))
     assert sorted(report_table(json_report).splitlines()) == sorted(lines), (
         "a report read from disk gives the same rows"
     )
+
+
+def test_calibration_is_that_of_the_segmented_pixels(discs, report):
+    """Pooled over the images that the gate let pass; per image as the mean; null where it skipped."""
+    segmenter = ThresholdSegmenter()
+    pooled, single = (Reliability(), RiskCoverage()), []
+    for case, entry in zip(find_cases(discs, "test"), report["cases"], strict=True):
+        if entry["skipped"]:
+            assert entry["calibration"] is None
+            continue
+        segmenter.set_image(np.asarray(Image.open(case.image_path)))
+        result, truth = segmenter.segment("a bright disc", 3), read_mask(case.mask_path)
+        own = (Reliability(), RiskCoverage())
+        for reliability, risk in (own, pooled) if case.dataset == "bright" else (own,):
+            reliability.add(result.probability, truth)
+            risk.add(result.entropy, result.mask != truth)
+        assert entry["calibration"] == {
+            **{name: getattr(own[0], name) for name in ("ece", "brier", "nll")},
+            **{name: getattr(own[1], name) for name in ("aurc", "excess_aurc")},
+        }
+        single += [entry["calibration"]["nll"]] if case.dataset == "bright" else []
+    data = report["datasets"]["bright"]["calibration"]
+    assert (data["n"], data["n_skipped"], data["pixels"]) == (8, 4, 8 * 96 * 112)
+    assert data["brier"] == pytest.approx(pooled[0].brier, rel=1e-12)
+    assert data["ece"] == pytest.approx(pooled[0].ece, rel=1e-12)
+    assert data["aurc"] == pooled[1].aurc and data["error"] == pooled[1].error
+    assert data["target_bins"]["count"] == pooled[0].target_bins["count"]
+    assert data["per_image"]["nll"]["mean"] == pytest.approx(np.mean(single))
+
+
+def test_uncertainty_and_stages_are_asked_for_apart(discs, report):
+    cases = find_cases(discs, "test")
+    alone = evaluate(ThresholdSegmenter(), cases, "a bright disc", 3, stages=False, uncertainty=True)
+    for name, data in alone["datasets"].items():
+        assert "stages" not in data
+        assert data["calibration"] == report["datasets"][name]["calibration"]
+        assert data["uncertainty"] == report["datasets"][name]["uncertainty"]
+    stages = evaluate(ThresholdSegmenter(), cases[:3], "a bright disc", 3, uncertainty=False)
+    assert "stages" in stages["datasets"]["bright"] and "calibration" not in stages["datasets"]["bright"]
+    assert "ECE" not in report_table(stages)
+
+
+def test_an_engine_that_goes_straight_to_its_mask_has_no_stages(discs, report, tmp_path):
+    """A network that was trained end to end takes no visual prompts, and its coarse mask is none."""
+
+    class EndToEnd:
+        def __init__(self):
+            inner = ThresholdSegmenter()
+            self.recipe, self.set_image, self.segment = inner.recipe, inner.set_image, inner.segment
+
+    found = evaluate(EndToEnd(), find_cases(discs, "test"), "a bright disc", seed=3, keep=tmp_path / "kept")
+    for name, data in report["datasets"].items():
+        assert found["datasets"][name] == {key: value for key, value in data.items() if key != "stages"}
+    assert not list((tmp_path / "kept").glob("*/coarse.png"))

@@ -15,7 +15,7 @@ from MedCLIPSAMLib import retrieval
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.retrieval_output import ceiling_text
 from MedCLIPSAMLib.retrieval_ranks import DIRECTIONS, shuffled_batches
-from MedCLIPSAMLib.retrieval_significance import holm, paired_t, wilcoxon_signed_rank
+from MedCLIPSAMLib.significance import holm, paired_t, wilcoxon_signed_rank
 
 
 def vectors(count: int, noise: float, seed: int = 0, dimension: int = 8) -> tuple[np.ndarray, np.ndarray]:

@@ -25,8 +25,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from MedCLIPSAMLib import evaluation, retrieval
+from MedCLIPSAMLib import metrics, retrieval
+from MedCLIPSAMLib.cases import find_cases, read_mask
 from MedCLIPSAMLib.errors import InputError, MedCLIPSAMError
+from MedCLIPSAMLib.file_io import read_image
 from MedCLIPSAMLib.file_output import check_output_folder, write_json
 from MedCLIPSAMLib.pipeline import TextSegmenter
 from MedCLIPSAMLib.retrieval_features import picture
@@ -57,6 +59,7 @@ class Budget:
         epochs: Passes over the training pairs; so a smaller batch means more steps, each from fewer pairs.
         learning_rate, temperature: As for ``finetune``; 0 takes the model's own.
         schedule: Of the learning rate.
+        keep_patches: As for ``finetune``; None takes the model's own.
         limit: At most so many images of a data set for DSC; None for all.
     """
 
@@ -64,6 +67,7 @@ class Budget:
     learning_rate: float = 0.0
     temperature: float = 0.0
     schedule: str = "cosine"
+    keep_patches: float | None = None
     limit: int | None = None
 
 
@@ -166,6 +170,7 @@ class Comparison:
             *("--epochs", self.budget.epochs, "--schedule", self.budget.schedule),
             *("--learning-rate", self.budget.learning_rate, "--temperature", self.budget.temperature),
             *("--device", self.device, "--workers", self.workers, "--no-tensorboard"),
+            *(() if self.budget.keep_patches is None else ("--keep-patches", self.budget.keep_patches)),
         ]
         training = Path(__file__).resolve().parents[1]
         known = os.environ.get("PYTHONPATH")
@@ -193,19 +198,19 @@ class Comparison:
 
     def _dsc(self, segmenter: TextSegmenter) -> dict[str, Any]:
         """Return per data set the mean and the DSC of every image with a target."""
-        found: dict[str, Any] = {}
+        images: dict[str, dict[str, float]] = {}
         for folder, prompt in PROMPTS.items():
-            cases = evaluation.find_cases(self.data / folder, "test")
-            report = evaluation.evaluate(segmenter, cases, prompt, stages=False, limit=self.budget.limit)
-            for name, values in report["datasets"].items():
-                images = {
-                    f"{folder}/{case['file']}": case["dsc"]
-                    for case in report["cases"]
-                    if case["dataset"] == name and case["has_target"]
-                }
-                if images:
-                    found[name] = {"mean": values["dsc"]["mean"], "n": values["n"], "images": images}
-        return found
+            cases = find_cases(self.data / folder, "test")
+            for case in cases[: self.budget.limit]:
+                image, truth = read_image(case.image_path), read_mask(case.mask_path)
+                if truth.any():
+                    segmenter.set_image(image.array, image.window)
+                    found = metrics.dsc(segmenter.segment(prompt).mask, truth)
+                    images.setdefault(case.dataset, {})[f"{folder}/{case.file}"] = found
+        return {
+            name: {"mean": float(np.mean(list(values.values()))), "n": len(values), "images": values}
+            for name, values in images.items()
+        }
 
 
 def main(
@@ -218,6 +223,7 @@ def main(
     learning_rate: Annotated[float, typer.Option(help="0: the model's own.")] = Budget.learning_rate,
     temperature: Annotated[float, typer.Option(help="0: the model's own.")] = Budget.temperature,
     schedule: Annotated[str, typer.Option(help="step, cosine, constant.")] = Budget.schedule,
+    keep_patches: Annotated[float | None, typer.Option(help="As for finetune; by default the model's own.")] = None,
     limit: Annotated[int | None, typer.Option(help="Images of each data set folder for DSC; for a trial.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     workers: Annotated[int, typer.Option(help="Loader processes of the trainer.")] = 0,
@@ -231,7 +237,7 @@ def main(
                 f"losses {loss}, batches {batch}, seeds {seeds}: known losses are {', '.join(LOSSES)}, a batch "
                 "has 2 or more, and there is 1 seed or more."
             )
-        budget = Budget(epochs, learning_rate, temperature, schedule, limit)
+        budget = Budget(epochs, learning_rate, temperature, schedule, keep_patches, limit)
         comparison = Comparison(data, output, budget, device, workers)
         wanted = cells(loss or list(LOSSES), batch or [8, 16, 64], range(seeds))
         results = []

@@ -6,7 +6,6 @@ work of an evaluation on a CPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -37,14 +36,10 @@ class KeptEncoder:
             self._kept[key] = self._encoder(image)
         return self._kept[key]
 
-    def prepare(self, images: Sequence[np.ndarray]) -> None:
-        """See :class:`LiteEncoder`."""
-        for image in images:
-            self(image)
-
 
 class EngineSource:
-    """Gives out engines of the lite kind, with the presence gate off: a fine-tuned one is not calibrated for it."""
+    """Gives out engines of the lite kind, with one sample and the presence gate off: a fine-tuned one is not calibrated
+    for it."""
 
     def __init__(self, device: str) -> None:
         """Load nothing yet; ``device`` as for :func:`load_engine`."""
@@ -58,7 +53,7 @@ class EngineSource:
             InputError, MissingWeightsError, ChecksumError: See :func:`load_engine`.
         """
         engine = load_engine(name, device=self._device)
-        recipe = replace(engine.recipe, gate=False)
+        recipe = replace(engine.recipe, gate=False, samples=1)
         if self._first is None:
             engine.segmenter.encoder = KeptEncoder(engine.segmenter.encoder)
             self._first = engine

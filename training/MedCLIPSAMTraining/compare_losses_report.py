@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from MedCLIPSAMLib.file_output import replacing
-from MedCLIPSAMLib.retrieval_output import p_text
 from MedCLIPSAMLib.retrieval_ranks import DIRECTIONS, TOP
-from MedCLIPSAMLib.retrieval_significance import holm, paired_t, wilcoxon_signed_rank
+from MedCLIPSAMLib.significance import holm, p_text, paired_t, wilcoxon_signed_rank
 
 REFERENCE = "dhn-nce"
 MEAN_DSC = "DSC, mean of the data sets"
@@ -86,7 +85,8 @@ def markdown(results: Sequence[Result]) -> str:
         "",
         _budget_text(results),
         f"Retrieval: {one['examples']} test pairs, batches of {one['batch']}, {one['runs']} shuffles; chance "
-        f"{100 * one['chance']['top1']:.1f} % (top-1). DSC: images with a target, {counts}; the presence gate is off.",
+        f"{100 * one['chance']['top1']:.1f} % (top-1). DSC: images with a target, {counts}; one sample each, the "
+        "presence gate off.",
         "In %, mean ± standard deviation over the seeds.",
         "",
         _row("batch", "loss", "seeds", *names),
