@@ -8,7 +8,10 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from MedCLIPSAMLib.cli_ablate import ablate
 from MedCLIPSAMLib.cli_benchmark import benchmark
+from MedCLIPSAMLib.cli_cohort import segment_cohort
+from MedCLIPSAMLib.cli_compare import compare, figure
 from MedCLIPSAMLib.cli_lists import add_lists
 from MedCLIPSAMLib.cli_options import (
     AxisOption,
@@ -32,6 +35,7 @@ from MedCLIPSAMLib.cli_prompts import prompts_app
 from MedCLIPSAMLib.cli_retrieve import retrieve
 from MedCLIPSAMLib.cli_slicer import slicer_run
 from MedCLIPSAMLib.cli_training import add_training
+from MedCLIPSAMLib.cli_weak import weak_predict
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.reporting import RESEARCH_NOTE, VERSION, summary_table
 
@@ -171,6 +175,11 @@ def evaluate(
     typer.echo(f"Report: {output}")
 
 
+app.command()(compare)
+app.command()(figure)
+app.command()(ablate)
+app.command("segment-cohort")(segment_cohort)
+app.command("weak-predict")(weak_predict)
 app.command()(benchmark)
 app.command()(retrieve)
 app.command("slicer-run")(slicer_run)

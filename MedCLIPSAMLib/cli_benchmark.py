@@ -32,7 +32,10 @@ def benchmark(
         from MedCLIPSAMLib.file_io import read_image
         from MedCLIPSAMLib.images import check_image, to_uint8
         from MedCLIPSAMLib.samples import load_sample
+        from MedCLIPSAMLib.weak_recipe import WEAK
 
+        if engine.startswith(WEAK):
+            raise InputError(f"{engine} has no stages to time; it is one network. Choose a CLIP[+SEGMENTER].")
         check_choice(engine, preset, device)
         if repeats < 1:
             raise InputError(f"--repeats {repeats}: it must be 1 or more.")

@@ -39,7 +39,8 @@ def engines() -> None:
             width = max(map(len, presets), default=0)
             for preset, changes in presets.items():
                 typer.echo(f"    --preset {preset:<{width}}  {changes.get('about', '')}".rstrip())
-        typer.echo("finetuned:FOLDER  A BiomedCLIP or lite model that was fine-tuned, in the published one's place.")
+        typer.echo("finetuned:FOLDER  A CLIP that was fine-tuned by `finetune`, in the published one's place.")
+        typer.echo("weak:FOLDER  The checkpoint ensemble of an nnU-Net that was trained by `weak-train`.")
         typer.echo("\nENGINE+SEGMENTER takes another segmenter than the engine's own, for example biomedclip+medsam:")
         for name in segmenter_names():
             typer.echo(f"    {name:<12}  {_weights_text(SEGMENTER_WEIGHTS[name])}")

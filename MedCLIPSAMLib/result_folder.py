@@ -22,6 +22,7 @@ from MedCLIPSAMLib.medical_image import file_label
 DESCRIPTION = "result.json"
 _OWN_FILE = re.compile(
     r"(\d+-[a-z0-9-]+-)?(mask\.png|coarse\.png|saliency\.nrrd|entropy\.nrrd|result\.json)"
+    r"|(\d+-[a-z0-9-]+-)?(probability\.nrrd|mutual-information\.nrrd)|labels\.png"
     r"|overview\.png|segmentation\.seg\.nrrd"
 )
 

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from MedCLIPSAMLib.clip.registry import CLIP_WEIGHTS, TOKENIZER, find_checkpoint, load_clip, load_finetuned
+from MedCLIPSAMLib.clip.registry import (
+    CLIP_WEIGHTS,
+    find_checkpoint,
+    finetuned_kind,
+    finetuned_weights,
+    load_clip,
+    load_finetuned,
+    own_tokenizer,
+)
 from MedCLIPSAMLib.engines import choose_device, choose_precision, load_lite, paths
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.file_io import read_image
@@ -109,9 +117,9 @@ class RetrievalModel:
             self._own = [self._folder / LITE_ALIGNMENT]
             return _LITE_WEIGHTS
         checkpoint = find_checkpoint(self._folder)
-        tokenizers = [path for name in ("tokenizer.json", "vocab.txt") if (path := checkpoint.parent / name).is_file()]
-        self._own = [checkpoint, *tokenizers[:1]]
-        return () if tokenizers else (TOKENIZER,)
+        tokenizer = own_tokenizer(checkpoint) if finetuned_kind(self._folder) == "biomedclip" else None
+        self._own = [checkpoint, *([tokenizer] if tokenizer else [])]
+        return finetuned_weights(self._folder)
 
 
 class FeatureFile:

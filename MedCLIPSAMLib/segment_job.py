@@ -33,7 +33,7 @@ from MedCLIPSAMLib.results import CoarseMask, PromptResult, VisualPrompts, Volum
 from MedCLIPSAMLib.segment_request import SegmentRequest
 
 if TYPE_CHECKING:
-    from MedCLIPSAMLib.pipeline import TextSegmenter
+    from MedCLIPSAMLib.engine_interface import Engine
 
 Progress = Callable[[int, int], None]
 SEGMENTATION_FILE = "segmentation.seg.nrrd"
@@ -44,7 +44,7 @@ _COARSE_COLOURS = ((0.95, 0.85, 0.30), (0.55, 0.85, 0.90), (0.95, 0.70, 0.60), (
 
 def run(
     request: SegmentRequest,
-    segmenter: TextSegmenter | None = None,
+    segmenter: Engine | None = None,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
     stage: Callable[[str], None] | None = None,
@@ -77,7 +77,7 @@ def run(
 
 def _run(
     request: SegmentRequest,
-    segmenter: TextSegmenter | None,
+    segmenter: Engine | None,
     progress: Progress | None,
     cancelled: Callable[[], bool] | None,
     stage: Callable[[str], None] | None,
@@ -115,7 +115,7 @@ def _run(
 
 def _segment_image(
     request: SegmentRequest,
-    segmenter: TextSegmenter,
+    segmenter: Engine,
     folder: Path,
     progress: Progress | None,
     cancelled: Callable[[], bool] | None,
@@ -170,7 +170,7 @@ def _can_draw(reports: list[dict[str, Any]]) -> bool:
 
 def _segment_volume(
     request: SegmentRequest,
-    segmenter: TextSegmenter,
+    segmenter: Engine,
     folder: Path,
     progress: Progress | None,
     cancelled: Callable[[], bool] | None,

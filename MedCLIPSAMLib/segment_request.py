@@ -18,6 +18,7 @@ from MedCLIPSAMLib.geometry import SliceGeometry
 from MedCLIPSAMLib.images import check_image, robust_window
 from MedCLIPSAMLib.medical_image import MedicalImage
 from MedCLIPSAMLib.prompts import check_prompt, wordings
+from MedCLIPSAMLib.weak_recipe import WeakRecipe
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ def make_request(
     checked = tuple(check_prompt(prompt) for prompt in prompts or recipe.prompts[:1])
     for prompt in checked:
         wordings(prompt, 1)  # raises for an unknown prompt set
+        if isinstance(recipe, WeakRecipe):
+            recipe.class_of(prompt)  # raises for one that the network has not learnt
     if not checked:
         raise InputError("there is no prompt; say what to segment: --prompt TEXT, for example --prompt 'breast tumor'.")
     if twice := [prompt for number, prompt in enumerate(checked) if prompt.lower() in map(str.lower, checked[:number])]:
@@ -137,7 +140,8 @@ def make_request(
         output=check_output_folder(output),
         axis=array_axis,
         slice_range=slice_range,
-        window=window or image.window or robust_window(image.array),
+        # a trained network knows one window only
+        window=getattr(recipe, "window", None) or window or image.window or robust_window(image.array),
         reading_seconds=reading_seconds,
         output_is_new=output_is_new,
         **settings,

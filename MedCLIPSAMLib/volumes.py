@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from MedCLIPSAMLib.engine_interface import Engine
 from MedCLIPSAMLib.errors import CancelledError, InputError
 from MedCLIPSAMLib.geometry import SliceGeometry
 from MedCLIPSAMLib.images import MINIMUM_SIDE, check_finite, robust_window, to_uint8
 from MedCLIPSAMLib.medical_image import MedicalImage
-from MedCLIPSAMLib.pipeline import TextSegmenter
 from MedCLIPSAMLib.prompts import unsupported_wording, wordings
 from MedCLIPSAMLib.results import PromptResult, SliceRecord, VolumeResult
 
@@ -28,7 +28,7 @@ _MAPS = {"saliency": np.float32, "coarse": np.bool_, "mask": np.bool_, "entropy"
 
 
 def segment_volume(
-    segmenter: TextSegmenter,
+    segmenter: Engine,
     image: MedicalImage,
     prompts: Sequence[str],
     *,
@@ -54,7 +54,7 @@ def segment_volume(
         slice_range: (first, last) along the axis, from 0, both included; None for all. The presence gate is stricter
             for all slices than for a range, in which the user expects the target.
         window: Intensities that become black and white in every slice; None takes the file's, else robust percentiles
-            of the whole volume.
+            of the whole volume. An engine that was trained with a window of its own takes that one.
         seed: The run's seed.
         gate: False segments slices that the presence gate would skip; None takes the recipe's choice.
         folder: Where to keep the maps as memory-mapped ``.npy`` files; None keeps them in memory.
@@ -84,7 +84,7 @@ def segment_volume(
             f"pixels; at least {MINIMUM_SIDE} x {MINIMUM_SIDE} are needed. Choose another axis."
         )
     check_finite(volume, "the volume")
-    window = window or image.window or robust_window(volume)
+    window = getattr(segmenter.recipe, "window", None) or window or image.window or robust_window(volume)
     if not window[1] > window[0]:
         raise InputError(f"window ({window[0]:g}, {window[1]:g}): the upper intensity must be above the lower one.")
     if seed < 0:
@@ -99,6 +99,12 @@ def segment_volume(
     results = [empty_result(text, number, geometry, segmenter, seed, folder) for number, text in enumerate(texts)]
     run = _Run(segmenter, volume, geometry, window, texts)
     try:
+        if getattr(segmenter, "takes_whole_volumes", False):
+            from MedCLIPSAMLib.weak_volumes import segment_whole_volume
+
+            shown = range(first, last + 1)
+            segment_whole_volume(segmenter, image, results, geometry, shown, progress=progress, cancelled=cancelled)
+            first = last + 1  # no slice is left to be done on its own
         for done, index in enumerate(range(first, last + 1)):
             if cancelled is not None and cancelled():
                 raise CancelledError("The run was cancelled.")
@@ -139,7 +145,7 @@ class _Run:
 
     def __init__(
         self,
-        segmenter: TextSegmenter,
+        segmenter: Engine,
         volume: np.ndarray,
         geometry: SliceGeometry,
         window: tuple[float, float],
@@ -151,7 +157,7 @@ class _Run:
         self.window = window
         self.texts = texts
         # Where a gate decides slice by slice, encoding ahead would be work for slices that it then skips.
-        self.ahead = segmenter.segmenter.batch if segmenter.calibration is None else 1
+        self.ahead = segmenter.batch if segmenter.calibration is None else 1
         self._planes: dict[int, np.ndarray | None] = {}
         self._scores: dict[int, list[float | None]] = {}
 
@@ -187,7 +193,7 @@ class _Run:
 
 
 def empty_result(
-    text: str, number: int, geometry: SliceGeometry, segmenter: TextSegmenter, seed: int, folder: Path | None
+    text: str, number: int, geometry: SliceGeometry, segmenter: Engine, seed: int, folder: Path | None
 ) -> VolumeResult:
     """Return the ``number``-th result of a run, all its maps zero and all its slices "outside the range"."""
     maps = {}
@@ -203,7 +209,7 @@ def empty_result(
         slices=[SliceRecord(index, "outside the range") for index in range(geometry.count)],
         saliency_method=segmenter.recipe.saliency,
         seed=seed,
-        warnings=unsupported_wording(text),
+        warnings=unsupported_wording(text) if getattr(segmenter.recipe, "reads_text", True) else [],
         **maps,
     )
 

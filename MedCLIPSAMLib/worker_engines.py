@@ -14,7 +14,7 @@ from MedCLIPSAMLib.errors import DeviceMemoryError, InputError, MedCLIPSAMError
 from MedCLIPSAMLib.memory import free_device_memory, is_out_of_memory
 
 if TYPE_CHECKING:
-    from MedCLIPSAMLib.pipeline import TextSegmenter
+    from MedCLIPSAMLib.engine_interface import Engine
     from MedCLIPSAMLib.recipe import Recipe
 
 ENGINE_VARIABLE = "MEDCLIPSAM_WORKER_ENGINE"
@@ -26,7 +26,7 @@ class KeptEngine:
 
     def __init__(self) -> None:
         self._key: tuple[str, str] | None = None
-        self._segmenter: TextSegmenter | None = None
+        self._segmenter: Engine | None = None
         self._recipe: Recipe | None = None
 
     def is_loaded(self, engine: str, device: str) -> bool:
@@ -40,7 +40,7 @@ class KeptEngine:
         device: str = "auto",
         samples: int | None = None,
         gate: bool | None = None,
-    ) -> TextSegmenter:
+    ) -> Engine:
         """Return the engine with the wanted recipe, loading it in place of another one.
 
         Args:
@@ -70,7 +70,7 @@ class KeptEngine:
         free_device_memory()
 
 
-def _loader() -> Callable[[str, str | None, str], TextSegmenter]:
+def _loader() -> Callable[[str, str | None, str], Engine]:
     stand_in = os.environ.get(ENGINE_VARIABLE)
     if stand_in:
         module, _, function = stand_in.partition(":")

@@ -20,8 +20,8 @@ from MedCLIPSAMLib.worker_files import check_space, finish, output_error, read_a
 from MedCLIPSAMLib.worker_reports import slice_report, volume_report
 
 if TYPE_CHECKING:
+    from MedCLIPSAMLib.engine_interface import Engine
     from MedCLIPSAMLib.medical_image import MedicalImage
-    from MedCLIPSAMLib.pipeline import TextSegmenter
     from MedCLIPSAMLib.results import VolumeResult
 
 BYTES_PER_VOXEL = 4 + 4 + 1 + 1  # saliency and entropy, coarse mask and mask
@@ -81,7 +81,7 @@ def segment_volume(context: TaskContext, engine: KeptEngine) -> dict[str, Any]:
     """
     prompts, slice_range = context.prompts(), context.task.get("slice_range")
 
-    def work(segmenter: TextSegmenter, image: MedicalImage, unfinished: Path) -> list[VolumeResult]:
+    def work(segmenter: Engine, image: MedicalImage, unfinished: Path) -> list[VolumeResult]:
         from MedCLIPSAMLib.volumes import segment_volume
 
         return segment_volume(
@@ -106,7 +106,7 @@ def refine_volume(context: TaskContext, engine: KeptEngine) -> dict[str, Any]:
     axis, indices = context.need("axis"), context.need("indices")
     saliency = read_array(context.need("saliency"), mapped=True)
 
-    def work(segmenter: TextSegmenter, image: MedicalImage, unfinished: Path) -> list[VolumeResult]:
+    def work(segmenter: Engine, image: MedicalImage, unfinished: Path) -> list[VolumeResult]:
         from MedCLIPSAMLib.refine import refine_volume
 
         result = refine_volume(
@@ -134,7 +134,7 @@ TASKS: dict[str, Callable[[TaskContext, KeptEngine], dict[str, Any] | None]] = {
 }
 
 
-def _set_image(context: TaskContext, segmenter: TextSegmenter) -> None:
+def _set_image(context: TaskContext, segmenter: Engine) -> None:
     array = read_array(context.need("array"))
     with context.stage("reading image"):
         segmenter.set_image(array, context.window())
@@ -161,7 +161,7 @@ def _write_maps(context: TaskContext, folder: Path, number: int, maps: dict[str,
 def _volume_task(
     context: TaskContext,
     engine: KeptEngine,
-    work: Callable[[TextSegmenter, MedicalImage, Path], list[VolumeResult]],
+    work: Callable[[Engine, MedicalImage, Path], list[VolumeResult]],
     count: int,
     names: tuple[str, ...],
 ) -> dict[str, Any]:

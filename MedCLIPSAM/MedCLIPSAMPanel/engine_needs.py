@@ -12,9 +12,11 @@ from MedCLIPSAMLib import crf, dependencies, weights
 from MedCLIPSAMLib.dependencies import Dependency
 from MedCLIPSAMLib.engines import check_choice, engine_weights
 from MedCLIPSAMLib.errors import MedCLIPSAMError, MissingWeightsError
+from MedCLIPSAMLib.weak_recipe import WEAK
 from MedCLIPSAMPanel.install_wording import amount
 
 GROUP = "biomedclip"  # of packages: what every CLIP but that of the engine lite runs on
+_WEAK_GROUP = "weak"  # what a trained nnU-Net runs on
 _OF_LITE = "minilm-l6-v2"  # only the engine lite needs these weights
 _LOOK_AGAIN = 2.0  # seconds
 _CRF_PACKAGE = "pydensecrf2"
@@ -50,9 +52,10 @@ def needs(engine: str, preset: str | None) -> Needs:
     except MedCLIPSAMError as error:
         return Needs(problem=str(error))
     group, packages = None, ()
-    if _OF_LITE not in names and GROUP in {one.name for one in dependencies.groups()}:
-        group = GROUP
-        packages = tuple(dependencies.unsatisfied(dependencies.check([GROUP])))
+    wanted_group = _WEAK_GROUP if engine.startswith(WEAK) else None if _OF_LITE in names else GROUP
+    if wanted_group in {one.name for one in dependencies.groups()}:
+        group = wanted_group
+        packages = tuple(dependencies.unsatisfied(dependencies.check([group])))
     problem = ""
     if recipe.threshold == "crf" and not crf.is_available():
         problem = _("This preset needs the package {package}, which is not installed.").format(package=_CRF_PACKAGE)

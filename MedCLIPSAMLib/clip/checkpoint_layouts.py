@@ -87,19 +87,30 @@ def to_open_clip(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
     Raises:
         InputError: None of the three; the message says what was found.
     """
+    state, wrapped = unwrapped(state)
+    # Buffers that older versions of transformers saved; they hold 0, 1, 2, ...
+    state = {key: value for key, value in state.items() if not str(key).endswith(".position_ids")}
+    if any(key.startswith("vision_model.") for key in state):
+        return _from_hugging_face(state), HUGGING_FACE
+    if "visual.trunk.cls_token" in state and any(key.startswith("text.transformer.") for key in state):
+        return state, TRAINING if wrapped else OPEN_CLIP
+    raise InputError(_unknown(state))
+
+
+def unwrapped(state: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Return the weights of a training checkpoint by the model's own names, and whether there was anything around them.
+
+    Args:
+        state: What a checkpoint holds: named weights, or with them in the entry ``state_dict``, each name perhaps with
+            ``module.``, ``model.`` or ``_orig_mod.`` in front.
+    """
     nested = isinstance(state.get("state_dict"), Mapping)
     state = dict(state["state_dict"] if nested else state)
     prefixed = False
     while prefix := next((p for p in _PREFIXES if state and all(str(key).startswith(p) for key in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
         prefixed = True
-    # Buffers that older versions of transformers saved; they hold 0, 1, 2, ...
-    state = {key: value for key, value in state.items() if not str(key).endswith(".position_ids")}
-    if any(key.startswith("vision_model.") for key in state):
-        return _from_hugging_face(state), HUGGING_FACE
-    if "visual.trunk.cls_token" in state and any(key.startswith("text.transformer.") for key in state):
-        return state, TRAINING if nested or prefixed else OPEN_CLIP
-    raise InputError(_unknown(state))
+    return state, nested or prefixed
 
 
 def to_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

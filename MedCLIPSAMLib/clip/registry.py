@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from MedCLIPSAMLib.clip.base import VisionLanguageModel
+from MedCLIPSAMLib.clip.tensor_names import tensor_names
 from MedCLIPSAMLib.errors import InputError
 
 TOKENIZER = "biomedclip-tokenizer"
@@ -37,22 +38,60 @@ def load_clip(name: str, files: Mapping[str, Path], device: str, precision: str)
 
 
 def load_finetuned(folder: Path, files: Mapping[str, Path], device: str, precision: str) -> VisionLanguageModel:
-    """Load a fine-tuned BiomedCLIP in one of three layouts, told by its weights' names.
+    """Load a fine-tuned BiomedCLIP in one of three layouts, or a fine-tuned CLIP ViT-B/16, told by its weights' names.
 
     Args:
-        folder: Holds the checkpoint, or is the checkpoint; its tokenizer.json or vocab.txt is used where it has one.
-        files: The tokenizer of BiomedCLIP otherwise, as for :func:`load_clip`.
+        folder: Holds the checkpoint, or is the checkpoint; BiomedCLIP's own tokenizer.json or vocab.txt is used where
+            there is one.
+        files: Those of :func:`finetuned_weights`, as for :func:`load_clip`.
         device, precision: As for :func:`load_clip`.
 
     Raises:
-        InputError: There is no checkpoint, there are several, or it is not BiomedCLIP's.
+        InputError: There is no checkpoint, there are several, or it is of neither model.
     """
+    weights = find_checkpoint(folder)
+    if finetuned_kind(folder) == "clip-vit-b-16":
+        from MedCLIPSAMLib.clip.openai_clip import NAME, load_openai_clip
+
+        return load_openai_clip(weights, device, precision, f"{NAME} fine-tuned ({weights.parent.name})")
     from MedCLIPSAMLib.clip.biomedclip import load_biomedclip
 
-    weights = find_checkpoint(folder)
-    own = [weights.parent / name for name in ("tokenizer.json", "vocab.txt") if (weights.parent / name).is_file()]
-    tokenizer = own[0] if own else files[TOKENIZER]
+    own = own_tokenizer(weights)
+    tokenizer = own if own else files[TOKENIZER]
     return load_biomedclip(weights, tokenizer, device, precision, f"BiomedCLIP fine-tuned ({weights.parent.name})")
+
+
+def finetuned_kind(folder: Path) -> str:
+    """Return which of ``CLIP_WEIGHTS`` a fine-tuned CLIP was made of, by its weights' names; quick, without torch.
+
+    Args:
+        folder: As for :func:`load_finetuned`.
+
+    Returns:
+        "clip-vit-b-16" or "biomedclip"; the latter also where nothing can be told, for its loader says what is wrong.
+    """
+    try:
+        names = tensor_names(find_checkpoint(folder))
+    except InputError:
+        return "biomedclip"
+    return "clip-vit-b-16" if any(name.endswith("visual.class_embedding") for name in names) else "biomedclip"
+
+
+def finetuned_weights(folder: Path) -> tuple[str, ...]:
+    """Return the names in ``weights.registry()`` of what a fine-tuned CLIP needs beside its own files."""
+    if finetuned_kind(folder) != "biomedclip":
+        return ()
+    try:
+        own = own_tokenizer(find_checkpoint(folder))
+    except InputError:
+        own = None
+    return () if own else (TOKENIZER,)
+
+
+def own_tokenizer(checkpoint: Path) -> Path | None:
+    """Return BiomedCLIP's tokenizer beside a checkpoint, None if there is none."""
+    places = (checkpoint.parent / name for name in ("tokenizer.json", "vocab.txt"))
+    return next((place for place in places if place.is_file()), None)
 
 
 def find_checkpoint(folder: Path) -> Path:
@@ -64,7 +103,7 @@ def find_checkpoint(folder: Path) -> Path:
     if folder.is_file():
         return folder
     if not folder.is_dir():
-        raise InputError(f"{folder} does not exist; pass the folder of a fine-tuned BiomedCLIP, or its checkpoint.")
+        raise InputError(f"{folder} does not exist; pass the folder of a fine-tuned CLIP, or its checkpoint.")
     found = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES and path.is_file())
     usual = [path for name in _FINETUNED for path in found if path.name == name]
     if usual:

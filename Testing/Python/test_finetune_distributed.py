@@ -76,7 +76,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_on_two_processes(tmp_path: Path) -> None:
-    """From start to end, stopped once in between, against one process; the lite model with dropout, in chunks."""
+    """From start to end, stopped once in between, against one process; the lite model, in chunks."""
     try:
         resolve(["lite-medsam", "minilm-l6-v2", "lite-alignment"])
     except MissingWeightsError as error:

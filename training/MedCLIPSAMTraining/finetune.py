@@ -31,7 +31,7 @@ def main(
         Path,
         Option(
             help="CSV, TSV or JSONL with the columns file, caption and, if known, patient; or MedPix 2.0, ROCO, or "
-            "webdataset shards (*.tar).",
+            "webdataset shards (*.tar). Rows that a column split marks test are left out, those marked val validate.",
             rich_help_panel=_PAIRS,
         ),
     ],
@@ -41,10 +41,15 @@ def main(
         Option(help="Folder of checkpoints and records; a stopped run goes on there. By default OUTPUT-work."),
     ] = None,
     validation: Annotated[
-        Path | None, Option(help="Pairs for validation, in place of a share of DATA.", rich_help_panel=_PAIRS)
+        Path | None,
+        Option(help="Pairs for validation, in place of DATA's val rows or a share of DATA.", rich_help_panel=_PAIRS),
     ] = None,
     validation_share: Annotated[
-        float, Option(help="Part of the pairs that validates, by patient where known.", rich_help_panel=_PAIRS)
+        float,
+        Option(
+            help="Part of the pairs that validates, by patient where known, if no rows are marked val.",
+            rich_help_panel=_PAIRS,
+        ),
     ] = FinetuneSettings.validation_share,
     root: Annotated[
         Path | None, Option(help="Folder that relative files are below; by default DATA's.", rich_help_panel=_PAIRS)
@@ -56,16 +61,24 @@ def main(
         int, Option(help="Shorter captions are dropped (paper: 20).", rich_help_panel=_PAIRS)
     ] = FinetuneSettings.minimum_characters,
     broken_share: Annotated[
-        float, Option(help="Share of the images that may be unreadable; more stop the run.", rich_help_panel=_PAIRS)
+        float,
+        Option(
+            help="Share of all images, validation included, that may be unreadable; more stop the run.",
+            rich_help_panel=_PAIRS,
+        ),
     ] = DataSettings.broken_share,
     model: Annotated[
-        str, Option(help="biomedclip, lite, or finetuned:FOLDER to go on from a result.", rich_help_panel=_RUN)
+        str,
+        Option(
+            help="biomedclip, lite, clip-vit-b-16 (OpenAI's), or finetuned:FOLDER to go on from a result.",
+            rich_help_panel=_RUN,
+        ),
     ] = FinetuneSettings.model,
     loss: Annotated[
         str, Option(help="dhn-nce, hn-nce, dcl or info-nce.", rich_help_panel=_RUN)
     ] = FinetuneSettings.loss,
     temperature: Annotated[
-        float, Option(help="0: the model's own, 0.6 for biomedclip (paper), 0.1 for lite.", rich_help_panel=_RUN)
+        float, Option(help="0: the model's own, 0.1 for lite, else 0.6 (paper).", rich_help_panel=_RUN)
     ] = FinetuneSettings.temperature,
     beta: Annotated[
         float, Option(help="How much more the harder negatives weigh (paper: 0.15).", rich_help_panel=_RUN)
@@ -83,7 +96,14 @@ def main(
         int, Option(help="The same of the text tower.", rich_help_panel=_RUN)
     ] = FinetuneSettings.locked_text_layers,
     dropout: Annotated[
-        float | None, Option(help="By default 0 for biomedclip, 0.1 for lite.", rich_help_panel=_RUN)
+        float | None, Option(help="In BiomedCLIP's text tower; by default 0.", rich_help_panel=_RUN)
+    ] = None,
+    keep_patches: Annotated[
+        float | None,
+        Option(
+            help="lite: weight of the term that keeps the patches' similarity to captions; by default 30.",
+            rich_help_panel=_RUN,
+        ),
     ] = None,
     epochs: Annotated[
         int, Option(help="Passes over the training pairs.", rich_help_panel=_OPTIMISER)
@@ -92,7 +112,7 @@ def main(
         int, Option(help="So many optimiser steps, whatever --epochs says; 0: no.", rich_help_panel=_OPTIMISER)
     ] = FinetuneSettings.steps,
     learning_rate: Annotated[
-        float, Option(help="0: the model's own, 1e-6 for biomedclip (paper), 1e-3 lite.", rich_help_panel=_OPTIMISER)
+        float, Option(help="0: the model's own, 1e-3 for lite, else 1e-6 (paper).", rich_help_panel=_OPTIMISER)
     ] = FinetuneSettings.learning_rate,
     schedule: Annotated[
         str, Option(help="step (halved every --decay-epochs), cosine, constant.", rich_help_panel=_OPTIMISER)
@@ -104,7 +124,7 @@ def main(
         int | None, Option(help="By default 5 % of the steps, 1000 at most.", rich_help_panel=_OPTIMISER)
     ] = None,
     weight_decay: Annotated[
-        float | None, Option(help="By default 0.1 for biomedclip, 0.05 for lite.", rich_help_panel=_OPTIMISER)
+        float | None, Option(help="By default 0.05 for lite, else 0.1.", rich_help_panel=_OPTIMISER)
     ] = None,
     clip_gradient: Annotated[
         float, Option(help="Largest norm of the gradient; 0: none.", rich_help_panel=_OPTIMISER)
@@ -132,7 +152,7 @@ def main(
     layout: Annotated[
         list[str] | None,
         Option(
-            help="open_clip, training, hugging_face; may be given several times. By default all three (0.8 GB each).",
+            help="open_clip, training, hugging_face; may be given several times. By default all that the model has.",
             rich_help_panel=_MACHINE,
         ),
     ] = None,
@@ -171,6 +191,7 @@ def main(
                 alpha=alpha,
                 weight_decay=weight_decay,
                 dropout=dropout,
+                keep_patches=keep_patches,
                 warmup_steps=warmup_steps,
                 schedule=schedule,
                 decay_epochs=decay_epochs,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,24 @@ from MedCLIPSAMTraining.finetune_models import TrainableClip, pixels
 from MedCLIPSAMTraining.finetune_settings import FinetuneSettings
 from MedCLIPSAMTraining.image_text_data import (
     BatchPlan,
+    BrokenImages,
     CleaningSettings,
     Pair,
     PairIndex,
     PairLoader,
     clean,
     local_image,
+    marked_rows,
     split,
 )
+from MedCLIPSAMTraining.pair_broken import write_skipped
+from MedCLIPSAMTraining.pair_split import shared
 
 logger = logging.getLogger(__name__)
 
 VALIDATION_CHUNK = 32
+SETTLING_IMAGES = 512
+REMEMBERED = 200_000  # kept features of images in each loading process, 1 kB each
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,8 @@ class DataSettings:
         validation: Pairs of their own for validation; None keeps a share of ``data`` out of the training.
         root: Folder of relative image files.
         columns: Names of the columns of file, caption and patient.
-        broken_share: Share of the images that may be unreadable; more stop the run.
+        broken_share: Share of the images of all pairs, those for validation included, that may be unreadable; more stop
+            the run.
     """
 
     data: Path
@@ -62,13 +69,25 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class LoadPair:
-    """Loads one pair in a loader process: the image by the model's own preprocessing, and the caption."""
+    """Loads one pair in a loader process: the image by the model's own preprocessing, and the caption.
+
+    Attributes:
+        image_input: See :class:`~MedCLIPSAMTraining.finetune_models.TrainableClip`.
+        remembers: Keep what it gave in memory: for features, which are small, where reading the image takes longest.
+    """
 
     image_input: Callable[[Path | np.ndarray], torch.Tensor]
+    remembers: bool = False
+    _known: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
     def __call__(self, pair: Pair) -> tuple[torch.Tensor, str]:
-        with local_image(pair.file) as path:
-            return self.image_input(path), pair.caption
+        known = self._known.get(pair.file)
+        if known is None:
+            with local_image(pair.file) as path:
+                known = self.image_input(path)
+            if self.remembers and len(self._known) < REMEMBERED:
+                self._known[pair.file] = known
+        return known, pair.caption
 
 
 class FinetuneData:
@@ -84,16 +103,25 @@ class FinetuneData:
         """Read and plan.
 
         Raises:
-            InputError: See :meth:`PairIndex.read`, :func:`clean`, :func:`split` and :class:`BatchPlan`.
+            InputError: See :meth:`PairIndex.read`, :func:`clean`, :func:`split` and :class:`BatchPlan`; or the tables'
+                own split leaves nothing to train on or to validate with.
         """
-        self._processes, self._broken_share = processes, source.broken_share
+        self._processes = processes
         index, self._cleaning = source.read(source.data, settings.minimum_characters)
-        if source.validation is None:
-            rows, held_out = split(index, settings.validation_share, settings.seed)
-            self.training, self.validation = index.take(rows), index.take(held_out)
+        training, validation, test = marked_rows(index)
+        self._marked = None if index.splits is None else (len(training), len(validation), len(test))
+        if self._marked is not None:
+            _tell_marks(index, training, validation, test)
+        self.training = index.take(training)
+        if source.validation is not None:
+            if len(validation):
+                logger.info("The rows marked val are left out too, for there are validation pairs of their own.")
+            self.validation = _for_validation(source.read(source.validation, settings.minimum_characters)[0])
+        elif len(validation):
+            self.validation = index.take(validation)
         else:
-            self.training = index
-            self.validation, _ = source.read(source.validation, settings.minimum_characters)
+            rows, held_out = split(self.training, settings.validation_share, settings.seed)
+            self.validation, self.training = self.training.take(held_out), self.training.take(rows)
         if len(self.training) < settings.batch:
             raise InputError(
                 f"{len(self.training)} training pairs are left, fewer than one batch of {settings.batch}; pass a "
@@ -108,7 +136,8 @@ class FinetuneData:
         self.epoch_steps = len(self._plan)
         keys = blake2b(np.ascontiguousarray(self.validation.caption_keys).data, digest_size=16).hexdigest()
         self.identity = {"pairs": len(self.training), "plan": self._plan.fingerprint, "validation": keys}
-        self._loader: PairLoader | None = None
+        self._broken = BrokenImages(source.broken_share, len(self.training) + len(self.validation))
+        self._validation_loader: PairLoader | None = None
         self._batches: Iterator[PairBatch] | None = None
         self._next = -1
         logger.info("%d pairs for training, %d for validation.", len(self.training), len(self.validation))
@@ -119,6 +148,7 @@ class FinetuneData:
         return {
             "training_pairs": len(self.training),
             "validation_pairs": len(self.validation),
+            "marked": self._marked and dict(zip(("train", "validation", "test"), self._marked, strict=True)),
             "cleaning": self._cleaning,
             "equal_in_one_batch": {"captions": captions, "images": images},
         }
@@ -133,6 +163,7 @@ class FinetuneData:
         mine = list(files)[self._processes.rank :: self._processes.count]
         model.prepare(map(_readable, mine), lambda done: say(done, len(mine), "Features of the images"))
         self._processes.wait()
+        model.settle(map(_readable, list(files)[:SETTLING_IMAGES]))
 
     def next_batch(self, model: TrainableClip, step: int, workers: int) -> PairBatch:
         """Return this process's part of the batch of a step, counted from 0 over all epochs.
@@ -153,22 +184,22 @@ class FinetuneData:
             self._batches = None
 
     def write_skipped(self, path: Path) -> None:
-        """List the training images that could not be read, if there are any."""
-        if self._loader is not None and self._loader.skipped:
-            self._loader.write_skipped(path)
+        """List the images that could not be read, if there are any; the row is that of the training or validation."""
+        if self._broken.skipped:
+            write_skipped(path, self._broken.skipped.values())
 
     def _training_batches(self, model: TrainableClip, step: int, workers: int) -> Iterator[PairBatch]:
-        self._loader = self._new_loader(self.training, self._plan, model, workers)
-        for batch in self._loader.batches(*divmod(step, self.epoch_steps)):
+        loader = self._new_loader(self.training, self._plan, model, workers)
+        for batch in loader.batches(*divmod(step, self.epoch_steps)):
             yield PairBatch(batch.images, batch.captions, batch.keys)
 
     def _new_loader(self, index: PairIndex, plan: BatchPlan | None, model: TrainableClip, workers: int) -> PairLoader:
         return PairLoader(
             index,
             plan,
-            LoadPair(model.image_input),
+            LoadPair(model.image_input, model.keeps_features),
             workers=workers,
-            broken_share=self._broken_share,
+            broken=self._broken,
             rank=self._processes.rank,
             processes=self._processes.count,
             pin=self._processes.device.type == "cuda",
@@ -178,9 +209,55 @@ class FinetuneData:
         """Yield this process's part of the validation pairs, as rows and their batch; unreadable ones are left out."""
         rows = np.arange(len(self.validation))
         mine = rows[rows // VALIDATION_CHUNK % self._processes.count == self._processes.rank]
-        loader = self._new_loader(self.validation, None, model, workers)
-        for batch in loader.in_order(mine, VALIDATION_CHUNK):
+        if self._validation_loader is None:  # kept: what it could not read is counted once, not at every validation
+            self._validation_loader = self._new_loader(self.validation, None, model, workers)
+        for batch in self._validation_loader.in_order(mine, VALIDATION_CHUNK):
             yield batch.rows.numpy(), PairBatch(batch.images, batch.captions, batch.keys)
+
+
+def joined(found: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the rows of the validation pairs and their features in the order of the rows, from parts in any order.
+
+    Raises:
+        InputError: Fewer than two of the images could be read.
+    """
+    parts = [part for part in found if len(part[0])]
+    if sum(len(rows) for rows, _, _ in parts) < 2:
+        raise InputError(
+            "fewer than 2 images of the validation pairs can be read; correct them, or validate with none."
+        )
+    rows, images, texts = (np.concatenate(some) for some in zip(*parts, strict=True))
+    order = np.argsort(rows)
+    return rows[order], images[order], texts[order]
+
+
+def _for_validation(index: PairIndex) -> PairIndex:
+    """Return the pairs of a validation table that validate: those marked so, or where none is, those without a mark."""
+    if index.splits is None:
+        return index
+    unmarked, validation, test = marked_rows(index)
+    if not len(validation) and len(test):
+        raise InputError(
+            f"the validation pairs hold {len(test)} rows marked test and none marked val; test rows choose no model. "
+            "Mark the rows that validate."
+        )
+    return index.take(validation) if len(validation) else index.take(unmarked)
+
+
+def _tell_marks(index: PairIndex, training: np.ndarray, validation: np.ndarray, test: np.ndarray) -> None:
+    logger.info(
+        "The column split marks %d rows for training, %d for validation and %d for testing; the last are left out.",
+        *map(len, (training, validation, test)),
+    )
+    if not len(training):
+        raise InputError("the column split marks no row for training; mark some as train.")
+    for name, rows in (("validation", validation), ("test", test)):
+        patients, images = shared(index, training, rows)
+        if patients or images:
+            logger.warning(
+                "%d patients and %d images of the %s rows are among the training rows too; correct the column split.",
+                *(patients, images, name),
+            )
 
 
 def _readable(file: str) -> np.ndarray | None:

@@ -1,12 +1,20 @@
-"""The lite model in training: its image tower and text projection, on LiteMedSAM's features and MiniLM's embeddings.
+"""The lite model in training: the two projections into the common space of its images and its texts.
 
-Encoder and MiniLM are frozen. The encoder's features of every image are computed once and kept on the disk under a key
-of the image's content, 0.4 MB an image, so that later epochs, resumed runs and other runs read them; an embedding is
-kept in memory. Each is computed alone: its bits then do not depend on what else was in the batch.
+Everything below them is frozen: LiteMedSAM's encoder, MiniLM, and the tower between encoder and projections, whose
+patches serve the saliency; pairs of whole images and captions say nothing of patches. (Training the tower's last layer
+too took 13 times as long and gained nothing on our pairs.) What the frozen part makes of an image is computed once and
+kept on the disk under a key of the image's content, 9 kB an image, so that later epochs, resumed runs and other runs
+read it; an embedding is kept in memory. Each is computed alone: its bits then do not depend on the rest of the batch.
+
+The text projection also serves the patches' similarity to a text, which makes the saliency. A term beside the loss keeps
+that similarity: the mean square of its change, over patches p and captions, is E[(p . d)^2] = d' C d, where d is the
+change of a caption's unit vector and C = E[p p'] the second moment of the patches' unit vectors.
 """
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -16,28 +24,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.nn import functional
 
 from MedCLIPSAMLib.clip.lite import CARD, load_tower, read_card
-from MedCLIPSAMLib.clip.lite_tower import COARSE, FEATURES, FINE, LiteTower
 from MedCLIPSAMLib.clip.minilm import MiniLM
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.file_output import replacing
 from MedCLIPSAMLib.recipe import LITE_ALIGNMENT
 from MedCLIPSAMLib.sam.embedding_cache import content_digest
 from MedCLIPSAMLib.sam.lite_medsam import LiteMedSAM
-from MedCLIPSAMLib.weights import resolve, verified
-from MedCLIPSAMTraining.finetune_models import FINETUNED, decay_groups, pixels
+from MedCLIPSAMLib.weights import verified
+from MedCLIPSAMTraining.finetune_models import FINETUNED, pixels
 from MedCLIPSAMTraining.finetune_settings import FinetuneSettings
+from MedCLIPSAMTraining.finetune_towers import Trainee, base_checkpoint, lock, own_base
 
 CAPTIONS_KEPT = 100_000  # embeddings in memory, 1.5 kB each
-_NO_DECAY = ("row", "column", "cls")
+PATCHES_KEPT = 16  # of an image's 1024, for their second moment
+_TRAINED = ("image_head", "text_head")
 
 
 @dataclass(frozen=True)
-class KeptFeatures:
-    """An image -> its features, (256, 736) float16, from the disk.
+class KeptToken:
+    """An image -> the CLS token that the frozen tower makes of it, (width,) float32, from the disk.
 
     Attributes:
         folder: Where they are kept.
@@ -46,19 +57,26 @@ class KeptFeatures:
     folder: Path
 
     def __call__(self, image: Path | np.ndarray) -> Tensor:
-        path = self.place(pixels(image))
+        return self.read(self.place(pixels(image)))["token"]
+
+    def read(self, path: Path) -> dict[str, Tensor]:
+        """Return "token", and "patches", (PATCHES_KEPT, dimension) float16 unit vectors.
+
+        Raises:
+            InputError: The file is absent or damaged.
+        """
         try:
-            return torch.from_numpy(np.load(path))
-        except (OSError, ValueError) as error:
+            return load(path.read_bytes())
+        except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"the features {path} cannot be read ({error}); delete the file and resume.") from error
 
     def place(self, image: np.ndarray) -> Path:
         """Return the file for an image, (H, W) or (H, W, 3) uint8."""
         digest = content_digest(image)
-        return self.folder / digest[:2] / f"{digest[2:]}.npy"
+        return self.folder / digest[:2] / f"{digest[2:]}.safetensors"
 
 
-class LiteTrainee:
+class LiteTrainee(Trainee):
     """Implements :class:`~MedCLIPSAMTraining.finetune_models.TrainableClip`."""
 
     layouts = ("lite",)
@@ -67,31 +85,20 @@ class LiteTrainee:
     def __init__(self, settings: FinetuneSettings, device: torch.device, features: Path):
         """Load the shipped alignment, or an earlier result; see :func:`finetune_models.load_trainable`."""
         alignment, self.base = _alignment(settings.model)
-        card = read_card(alignment)
-        trained = load_tower(alignment)
-        self.module = LiteTower(**card["tower"], dropout=settings.dropout or 0.0)
-        self.module.load_state_dict(trained.state_dict())
-        self.module.to(device).eval()
-        self.image_input = KeptFeatures(features)
-        self._settings, self._device, self._card = settings, device, card
+        read_card(alignment)
+        tower = load_tower(alignment)
+        super().__init__(tower, settings, device)
+        for name, part in tower.named_children():
+            part.requires_grad_(name in _TRAINED)
+        for parameter in (tower.row, tower.column, tower.cls, tower.absent):
+            parameter.requires_grad_(False)
+        lock([], [], [tower.image_head], settings.locked_image_layers, "lite model's trained image")
+        lock([], [], [tower.text_head], settings.locked_text_layers, "lite model's trained text")
+        self._before = copy.deepcopy(tower.text_head).requires_grad_(False)
+        self._second_moment: Tensor | None = None
+        self.image_input = KeptToken(features / _frozen_digest(tower.state_dict()))
         self._text = MiniLM(verified("minilm-l6-v2"), verified("minilm-l6-v2-tokenizer")).to(device)
         self._embeddings: OrderedDict[str, Tensor] = OrderedDict()
-        self._lock()
-
-    def _lock(self) -> None:
-        tower, settings = self.module, self._settings
-        image = [tower.embed, tower.row, tower.column, tower.cls]
-        for part in (tower.fine, tower.mix, tower.patch_head, tower.absent):
-            part.requires_grad_(False)  # the patches: pairs of whole images and captions say nothing of them
-        count = settings.locked_image_layers
-        if count > len(tower.blocks):
-            raise InputError(f"the lite image tower has {len(tower.blocks)} layers; lock as many at most, or -1.")
-        if count:
-            blocks = list(tower.blocks)
-            for part in [*image, *blocks, tower.image_head] if count < 0 else [*image, *blocks[:count]]:
-                part.requires_grad_(False)
-        if settings.locked_text_layers:
-            tower.text_head.requires_grad_(False)
 
     def prepare(self, images: Iterable[np.ndarray | None], progress: Callable[[int], None]) -> None:
         """See :class:`TrainableClip`."""
@@ -103,20 +110,48 @@ class LiteTrainee:
                     encoder = encoder or LiteMedSAM(verified("lite-medsam"), self._device).encoder
                     path.parent.mkdir(parents=True, exist_ok=True)
                     with replacing(path) as file:
-                        np.save(file, _pooled(encoder(image).tokens)[0].half().cpu().numpy())
+                        file.write(save(self._frozen(encoder(image).tokens, path.stem)))
             progress(done)
+
+    @torch.no_grad()
+    def _frozen(self, features: Tensor, key: str) -> dict[str, Tensor]:
+        """Return what is kept of an image; ``key`` draws its patches, always the same."""
+        tower = self.module
+        features = tower.normalise(features.clone())
+        tokens = tower.transform(tower.with_position(tower.coarse_tokens(features)))
+        patches = tower.patch_vectors(features, tokens).flatten(0, 2)
+        chosen = np.random.default_rng(int(key[:8], 16)).choice(len(patches), PATCHES_KEPT, replace=False)
+        return {"token": tokens[0, 0].cpu(), "patches": patches[torch.from_numpy(np.sort(chosen))].half().cpu()}
+
+    def settle(self, images: Iterable[np.ndarray | None]) -> None:
+        """See :class:`TrainableClip`: the second moment of the patches."""
+        if not self._settings.keep_patches:
+            return
+        places = [self.image_input.place(image) for image in images if image is not None]
+        if not places:
+            raise InputError("none of the first images can be read; check --root and the table's files.")
+        patches = torch.cat([self.image_input.read(path)["patches"] for path in places]).float()
+        self._second_moment = (patches.T @ patches / len(patches)).to(self._device)
+
+    def penalty(self, texts: Tensor, captions: Sequence[str]) -> Tensor | None:
+        """See :class:`TrainableClip`: the mean squared change of the similarity of patches and captions."""
+        if self._second_moment is None:
+            return None
+        with torch.no_grad():
+            before = functional.normalize(self._before(self._stacked(captions)), dim=-1)
+        change = functional.normalize(texts.float(), dim=-1) - before
+        return self._settings.keep_patches * ((change @ self._second_moment) * change).sum(dim=-1).mean()
 
     def image_features(self, batch: Tensor) -> Tensor:
         """See :class:`TrainableClip`."""
-        tower = self.module
-        features = tower.normalise(batch.to(self._device, non_blocking=True).float())
-        tokens = tower.embed(features)
-        tokens = nn.functional.layer_norm(tokens, tokens.shape[-1:])
-        return tower.image_head(tower.transform(tower.with_position(tokens))[:, 0])
+        return self.module.image_head(batch.to(self._device, non_blocking=True))
 
     def text_features(self, captions: Sequence[str]) -> Tensor:
         """See :class:`TrainableClip`."""
-        return self.module.text_head(torch.stack([self._embedding(caption) for caption in captions]))
+        return self.module.text_head(self._stacked(captions))
+
+    def _stacked(self, captions: Sequence[str]) -> Tensor:
+        return torch.stack([self._embedding(caption) for caption in captions])
 
     def _embedding(self, caption: str) -> Tensor:
         if caption in self._embeddings:
@@ -128,22 +163,6 @@ class LiteTrainee:
             if len(self._embeddings) > CAPTIONS_KEPT:
                 self._embeddings.popitem(last=False)
         return self._embeddings[caption]
-
-    def set_training(self, training: bool) -> None:
-        """See :class:`TrainableClip`."""
-        self.module.train(training)
-
-    def parameters_to_train(self) -> list[dict[str, Any]]:
-        """See :class:`TrainableClip`."""
-        return decay_groups(self.module, self._settings.weight_decay or 0.0, _NO_DECAY)
-
-    def state(self) -> dict[str, Tensor]:
-        """See :class:`TrainableClip`."""
-        return dict(self.module.state_dict())
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """See :class:`TrainableClip`."""
-        self.module.load_state_dict(state)
 
     def export(self, folder: Path, layouts: Sequence[str], training: dict[str, Any]) -> list[Path]:
         """See :class:`TrainableClip`.
@@ -160,16 +179,18 @@ class LiteTrainee:
         return [path]
 
 
-def _pooled(tokens: Tensor) -> Tensor:
-    """(B, 1024, 736) -> (B, 256, 736): the means that the coarse tokens are made of."""
-    grid = tokens.unflatten(1, (FINE, FINE)).unflatten(1, (COARSE, 2)).unflatten(3, (COARSE, 2))
-    return grid.mean(dim=(2, 4)).reshape(len(tokens), COARSE * COARSE, FEATURES)
+def _frozen_digest(state: dict[str, Tensor]) -> str:
+    """Return what tells one frozen tower from another."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(state):
+        if not name.startswith(_TRAINED):
+            digest.update(name.encode())
+            digest.update(state[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _alignment(model: str) -> tuple[Path, dict[str, Any]]:
     """Return the alignment to begin with, and what identifies it."""
     if not model.startswith(FINETUNED):
-        found = resolve(["lite-alignment"])["lite-alignment"]
-        return found.path, {"name": found.name, "sha256": found.sha256}
-    path = Path(model.removeprefix(FINETUNED)).expanduser() / LITE_ALIGNMENT
-    return path, {"name": str(path.resolve()), "bytes": path.stat().st_size}
+        return base_checkpoint(model, "lite-alignment")
+    return own_base(Path(model.removeprefix(FINETUNED)).expanduser() / LITE_ALIGNMENT)

@@ -130,14 +130,15 @@ class Trainer:
         return StepReport(loss, norm, rate)
 
     def backward(self, batch: PairBatch) -> float:
-        """Add the gradient of one batch to the weights' and return its loss."""
+        """Add the gradient of one batch to the weights' and return its loss, without the model's own term."""
         size = len(batch.captions)
         length = self.chunk or size
         chunks = [slice(start, min(start + length, size)) for start in range(0, size, length)]
         if len(chunks) == 1:
             self._seed(0, 1)
-            loss = self._loss(*self._joint(batch.images, batch.captions), batch.keys)
-            loss.backward()
+            images, texts = self._joint(batch.images, batch.captions)
+            loss, total = self._loss(images, texts, batch)
+            total.backward()
             return float(loss.detach())
 
         with torch.no_grad():
@@ -146,8 +147,8 @@ class Trainer:
                 self._seed(number, len(chunks))
                 parts.append(self._towers(batch.images[part], batch.captions[part]))
         images, texts = (torch.cat(some).requires_grad_() for some in zip(*parts, strict=True))
-        loss = self._loss(images, texts, batch.keys)
-        image_gradient, text_gradient = torch.autograd.grad(loss, (images, texts))
+        loss, total = self._loss(images, texts, batch)
+        image_gradient, text_gradient = torch.autograd.grad(total, (images, texts))
         for number, part in enumerate(chunks):
             self._seed(number, len(chunks))
             last = number == len(chunks) - 1
@@ -159,14 +160,17 @@ class Trainer:
                 torch.autograd.backward(*zip(*wanted, strict=True))
         return float(loss.detach())
 
-    def _loss(self, images: Tensor, texts: Tensor, keys: Tensor) -> Tensor:
-        return LOSSES[self.settings.loss](
+    def _loss(self, images: Tensor, texts: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """Return the loss of the global batch, and what to minimise: the loss and the model's own term."""
+        loss = LOSSES[self.settings.loss](
             images,
             texts,
             **self.settings.loss_arguments(),
-            same_caption=keys.to(images.device),
+            same_caption=batch.keys.to(images.device),
             group=self.processes.group,
         )
+        penalty = self.model.penalty(texts, batch.captions)  # of this process's part: the processes' gradients average
+        return loss, loss if penalty is None else loss + penalty
 
     def _seed(self, chunk: int, chunks: int) -> None:
         """Draw dropout by step and chunk of the global batch: the same after a resume, and for any division of equal

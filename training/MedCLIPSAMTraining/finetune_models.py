@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from MedCLIPSAMLib.clip.registry import finetuned_kind
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.file_io import read_image
 from MedCLIPSAMLib.images import check_image, to_uint8
@@ -39,6 +40,19 @@ class TrainableClip(Protocol):
 
     def prepare(self, images: Iterable[np.ndarray | None], progress: Callable[[int], None]) -> None:
         """Compute what stays the same in every epoch and is kept on the disk; None stands for an unreadable image."""
+        ...
+
+    def settle(self, images: Iterable[np.ndarray | None]) -> None:
+        """Take what :meth:`penalty` needs from some of the images; called after :meth:`prepare` of all processes."""
+        ...
+
+    def penalty(self, texts: Tensor, captions: Sequence[str]) -> Tensor | None:
+        """Return what is added to the loss, the mean over the captions, with gradient; None for nothing.
+
+        Args:
+            texts: (B, D), what :meth:`text_features` gave.
+            captions: The B captions.
+        """
         ...
 
     def image_features(self, batch: Tensor) -> Tensor:
@@ -86,7 +100,7 @@ def kind_of(model: str) -> str:
         folder = Path(model.removeprefix(FINETUNED)).expanduser()
         if not folder.exists():
             raise InputError(f"{folder} does not exist; pass finetuned:FOLDER with that of a fine-tuned CLIP.")
-        return "lite" if (folder / LITE_ALIGNMENT).is_file() else "biomedclip"
+        return "lite" if (folder / LITE_ALIGNMENT).is_file() else finetuned_kind(folder)
     if model not in MODEL_DEFAULTS:
         raise InputError(f"model {model!r} is unknown; known: {', '.join(MODEL_DEFAULTS)}, finetuned:FOLDER.")
     return model
@@ -104,10 +118,19 @@ def load_trainable(settings: FinetuneSettings, device: torch.device, features: P
         InputError: The model is unknown, damaged, or lacks a package.
         MissingWeightsError, ChecksumError: Its weights are absent, or not the registered ones.
     """
-    if kind_of(settings.model) == "lite":
+    kind = kind_of(settings.model)
+    if settings.keep_patches and kind != "lite":
+        raise InputError(
+            f"--keep-patches {settings.keep_patches:g}: only the lite model has such a term; leave it out."
+        )
+    if kind == "lite":
         from MedCLIPSAMTraining.finetune_lite import LiteTrainee
 
         return LiteTrainee(settings, device, features)
+    if kind == "clip-vit-b-16":
+        from MedCLIPSAMTraining.finetune_openai_clip import OpenAIClipTrainee
+
+        return OpenAIClipTrainee(settings, device)
     from MedCLIPSAMTraining.finetune_biomedclip import BiomedClipTrainee
 
     return BiomedClipTrainee(settings, device)
@@ -126,25 +149,3 @@ def pixels(image: Path | np.ndarray) -> np.ndarray:
             raise InputError(f"{image.name} is a volume; image-caption pairs are 2D images.")
         image, window = read.array, read.window
     return to_uint8(check_image(image), window)
-
-
-def decay_groups(module: nn.Module, weight_decay: float, without: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Return the parameters that need a gradient in two groups: matrices with weight decay, and the rest without.
-
-    Args:
-        module: The model.
-        weight_decay: Of the matrices.
-        without: Last parts of the names of tokens and positions, which are no matrices either.
-
-    Raises:
-        InputError: Everything is locked.
-    """
-    decayed, others = [], []
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            plain = parameter.ndim < 2 or name.rpartition(".")[2] in without
-            (others if plain else decayed).append(parameter)
-    if not decayed and not others:
-        raise InputError("everything is locked, so there is nothing to train; unlock a tower.")
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]

@@ -19,7 +19,7 @@ from MedCLIPSAMLib.file_output import check_output_folder, write_json
 from MedCLIPSAMLib.job_folder import FileLock
 from MedCLIPSAMLib.reporting import versions
 from MedCLIPSAMTraining.finetune_checkpoints import STEPS, VALIDATION, Best, WorkFolder
-from MedCLIPSAMTraining.finetune_data import DataSettings, FinetuneData
+from MedCLIPSAMTraining.finetune_data import DataSettings, FinetuneData, joined
 from MedCLIPSAMTraining.finetune_distributed import Processes
 from MedCLIPSAMTraining.finetune_loop import Trainer
 from MedCLIPSAMTraining.finetune_models import TrainableClip, kind_of, load_trainable
@@ -235,11 +235,9 @@ class Run:
             self._say(self.trainer.step, self.course.total, f"Validation, {min(done, total)} of {total} pairs")
             if self.processes.group is None:
                 self._leave_if_asked()  # several processes leave together, after a step
-        together = [part for several in self.processes.gather(found) for part in several]
-        rows, images, texts = (np.concatenate(parts) for parts in zip(*together, strict=True))
-        order = np.argsort(rows)
-        captions = [self.data.validation.captions[int(row)] for row in rows[order]]
-        report = retrieval.evaluate(images[order], texts[order], captions, batch=VALIDATION_BATCH)
+        rows, images, texts = joined(part for several in self.processes.gather(found) for part in several)
+        captions = [self.data.validation.captions[int(row)] for row in rows]
+        report = retrieval.evaluate(images, texts, captions, batch=VALIDATION_BATCH)
         return {
             f"{direction}_top{k}": float(report.accuracy(direction, k).mean())
             for k in (1, 2)

@@ -15,14 +15,16 @@ from __future__ import annotations
 
 from MedCLIPSAMTraining.caption_cleaning import CleaningReport, CleaningSettings, clean, clean_caption
 from MedCLIPSAMTraining.pair_batches import BatchPlan, Turn
+from MedCLIPSAMTraining.pair_broken import BrokenImages
 from MedCLIPSAMTraining.pair_index import Pair, PairIndex
 from MedCLIPSAMTraining.pair_loader import PairLoader
 from MedCLIPSAMTraining.pair_reading import LoadedBatch, Skipped
 from MedCLIPSAMTraining.pair_shards import local_image
-from MedCLIPSAMTraining.pair_split import split
+from MedCLIPSAMTraining.pair_split import marked_rows, split
 
 __all__ = [
     "BatchPlan",
+    "BrokenImages",
     "CleaningReport",
     "CleaningSettings",
     "LoadedBatch",
@@ -34,5 +36,6 @@ __all__ = [
     "clean",
     "clean_caption",
     "local_image",
+    "marked_rows",
     "split",
 ]

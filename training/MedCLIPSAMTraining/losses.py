@@ -25,6 +25,7 @@ import torch
 from torch.nn import functional
 
 from MedCLIPSAMLib.errors import InputError
+from MedCLIPSAMTraining.contrast import Contrast, contrastive_loss
 from MedCLIPSAMTraining.gather import gather_pairs
 
 if TYPE_CHECKING:
@@ -209,35 +210,16 @@ def _loss(
     size = len(image_features)
     if size < 2:
         raise InputError(f"the batch holds {size} pair(s); contrast needs at least 2 (drop a last batch of one).")
-    negatives = _negatives(captions, size, image_features.device)
+    same = _no_negatives(captions, size)
 
     with torch.autocast(image_features.device.type, enabled=False):
         precision = torch.promote_types(torch.promote_types(image_features.dtype, text_features.dtype), torch.float32)
-        images = functional.normalize(image_features.to(precision), dim=1)
+        images = functional.normalize(image_features.to(precision), dim=1) / temperature
         texts = functional.normalize(text_features.to(precision), dim=1)
-        similarity = images @ texts.T / temperature
-        pairs = _one_direction(similarity, betas[0], alpha, negatives, detach_weights)
-        pairs = pairs + _one_direction(similarity.T, betas[1], alpha, negatives.T, detach_weights)
+        pairs = contrastive_loss(images @ texts.T, Contrast(betas, alpha, detach_weights, same))
     if reduction == "none":
         return pairs
     return pairs.sum() if reduction == "sum" else pairs.mean()
-
-
-def _one_direction(
-    similarity: torch.Tensor, beta: float, alpha: float, negatives: torch.Tensor, detach_weights: bool
-) -> torch.Tensor:
-    """Return (B,): the loss of every row's anchor against its negatives."""
-    any_negative = negatives.any(dim=1, keepdim=True)
-    selected = negatives | ~any_negative  # a row without negatives stays finite here and is set to 0 at the end
-    exponent = similarity
-    if beta:
-        log_weights = _log_weights(similarity, beta, selected)
-        exponent = similarity + (log_weights.detach() if detach_weights else log_weights)
-    denominator = exponent.masked_fill(~selected, -math.inf).logsumexp(dim=1)
-    positive = similarity.diagonal()
-    if alpha:
-        denominator = torch.logaddexp(denominator, positive + math.log(alpha))
-    return torch.where(any_negative[:, 0], denominator - positive, 0.0)
 
 
 def _log_weights(similarity: torch.Tensor, beta: float, selected: torch.Tensor) -> torch.Tensor:
@@ -247,24 +229,22 @@ def _log_weights(similarity: torch.Tensor, beta: float, selected: torch.Tensor) 
     return selected.sum(dim=1, keepdim=True).to(similarity.dtype).log() + hardness - normaliser
 
 
-def _negatives(captions: torch.Tensor | None, size: int, device: torch.device) -> torch.Tensor:
-    """Return (B, B) bool: which texts are negatives of which images."""
-    negatives = ~torch.eye(size, dtype=torch.bool, device=device)
+def _no_negatives(captions: torch.Tensor | None, size: int) -> torch.Tensor | None:
+    """Return the same_caption of :class:`Contrast`, checked."""
     if captions is None:
-        return negatives
+        return None
     if captions.dtype == torch.bool and captions.shape == (size, size):
-        same = captions
+        none_left = bool((captions | torch.eye(size, dtype=torch.bool, device=captions.device)).all())
     elif captions.shape == (size,) and captions.dtype != torch.bool and not captions.is_floating_point():
-        same = captions[:, None] == captions
+        none_left = bool((captions == captions[0]).all())
     else:
         raise InputError(
             f"same_caption has shape {tuple(captions.shape)} and type {captions.dtype} for {size} pairs; "
             f"pass ({size}, {size}) bool, or ({size},) integers that are equal where captions are equal."
         )
-    negatives = negatives & ~same
-    if not negatives.any():
+    if none_left:
         raise InputError(f"all {size} pairs of the batch share one caption, so there is no negative; mix the captions.")
-    return negatives
+    return captions
 
 
 def _check_beta(beta: float) -> None:

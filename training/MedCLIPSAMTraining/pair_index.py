@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from MedCLIPSAMLib.errors import InputError, OutputError
+from MedCLIPSAMTraining.pair_marks import joined_marks, split_marks
 from MedCLIPSAMTraining.pair_sources import find_rows
 from MedCLIPSAMTraining.text_column import TextBuilder, TextColumn, column_of, text_key
 
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 SAVED = "pairs.json"  # marks a folder that holds a saved index
 _VERSION = 1
 _COLUMNS = ("files", "captions", "patients")
-_KEYS = ("caption_keys", "image_keys")
+_KEYS = ("caption_keys", "image_keys", "splits")
 _SMALL = 8_000_000  # bytes; a larger index goes to another process by a file that both map
 
 
@@ -55,6 +56,7 @@ class PairIndex:
         files, captions, patients: The columns; files are relative to ``root`` where they were given so, and the patient
             is "" where unknown.
         root: Folder of relative files.
+        splits: (N,) uint8 marks of :mod:`pair_marks`, None where the source gives no split.
     """
 
     def __init__(self, files: TextColumn, captions: TextColumn, patients: TextColumn, root: str = "") -> None:
@@ -64,6 +66,7 @@ class PairIndex:
         self.files, self.captions, self.patients, self.root = files, captions, patients, root
         self._caption_keys: np.ndarray | None = None
         self._image_keys: np.ndarray | None = None
+        self._splits: np.ndarray | None = None
         self._spilled: str | None = None
 
     @classmethod
@@ -80,7 +83,8 @@ class PairIndex:
         """Read pairs from any of these.
 
         - CSV (comma, semicolon or tab) or TSV with a header, JSON Lines, or a JSON list of objects: ``file``,
-          ``caption`` and optionally ``patient``; the usual other names of the columns are found as well.
+          ``caption`` and optionally ``patient``; the usual other names of the columns are found as well. A column
+          ``split`` marks rows as train, val or test.
         - MedPix 2.0 as published: its folder, ``Descriptions.json`` or one of ``descriptions_*.jsonl``. Its clinical
           case stands for the patient.
         - ROCO as published: the folder with ``captions.txt`` (its article stands for the patient), or ROCOv2's
@@ -103,10 +107,13 @@ class PairIndex:
             return cls.open(source)
         rows = find_rows(source, root, (file_column, caption_column, patient_column))
         columns = [TextBuilder() for _ in _COLUMNS]
+        marks = []
         for chunk in rows.chunks:
-            for column, values in zip(columns, chunk, strict=True):
+            for column, values in zip(columns, chunk[:3], strict=True):
                 column.add(values)
+            marks.append((len(chunk[0]), split_marks(chunk[3], source) if len(chunk) > 3 else None))
         index = cls(*(column.column() for column in columns), root=str(rows.roots[0]))
+        index._splits = joined_marks(marks)
         if not len(index):
             raise InputError(f"{source} holds no pairs; it needs one row per image with its file and its caption.")
         if check_files and rows.check:
@@ -139,8 +146,13 @@ class PairIndex:
     @property
     def nbytes(self) -> int:
         """Bytes of all columns and keys."""
-        keys = (self._caption_keys, self._image_keys)
+        keys = (getattr(self, "_" + name) for name in _KEYS)
         return sum(getattr(self, name).nbytes for name in _COLUMNS) + sum(key.nbytes for key in keys if key is not None)
+
+    @property
+    def splits(self) -> np.ndarray | None:
+        """See the class."""
+        return self._splits
 
     @property
     def caption_keys(self) -> np.ndarray:
@@ -165,15 +177,15 @@ class PairIndex:
         """Return the index of these rows, in their order; it shares the text with this one."""
         rows = np.asarray(rows)
         taken = PairIndex(*(getattr(self, name).take(rows) for name in _COLUMNS), root=self.root)
-        for name in ("_caption_keys", "_image_keys"):
-            if getattr(self, name) is not None:
-                setattr(taken, name, getattr(self, name)[rows])
+        for name in _KEYS:
+            if (keys := getattr(self, "_" + name)) is not None:
+                setattr(taken, "_" + name, keys[rows])
         return taken
 
     def with_captions(self, captions: TextColumn) -> PairIndex:
         """Return an index with other captions for the same images and patients."""
         changed = PairIndex(self.files, captions, self.patients, self.root)
-        changed._image_keys = self._image_keys
+        changed._image_keys, changed._splits = self._image_keys, self._splits
         return changed
 
     def with_compared_images(self) -> PairIndex:
@@ -185,6 +197,7 @@ class PairIndex:
 
         compared = PairIndex(self.files, self.captions, self.patients, self.root)
         compared._caption_keys, compared._image_keys = self._caption_keys, content_keys(self)
+        compared._splits = self._splits
         return compared
 
     def save(self, folder: Path) -> None:
@@ -230,9 +243,8 @@ class PairIndex:
                 raise InputError(f"{folder} was saved by another version; make it again from the pairs' own source.")
             columns = []
             for name in _COLUMNS:
-                columns.append(
-                    TextColumn(*(_mapped(folder / f"{name}-{kind}.npy") for kind in ("blob", "starts", "lengths")))
-                )
+                parts = (_mapped(folder / f"{name}-{kind}.npy") for kind in ("blob", "starts", "lengths"))
+                columns.append(TextColumn(*parts))
             index = cls(*columns, root=about["root"])
             for name in _KEYS:
                 with suppress(FileNotFoundError):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import logging
-import math
 import shutil
 import signal
 import time
@@ -19,12 +17,12 @@ from torch.utils.data import DataLoader
 
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMTraining.pair_batches import BatchPlan
+from MedCLIPSAMTraining.pair_broken import BrokenImages, write_skipped
 from MedCLIPSAMTraining.pair_index import PairIndex
 from MedCLIPSAMTraining.pair_reading import BatchReader, Load, LoadedBatch, Skipped, Wish
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = 20
 _SHARED = Path("/dev/shm")  # what Linux hands batches over by; containers often have 64 MB of it
 
 
@@ -48,6 +46,7 @@ class PairLoader:
         workers: int = 2,
         ahead: int = 2,
         broken_share: float = 0.01,
+        broken: BrokenImages | None = None,
         rank: int = 0,
         processes: int = 1,
         pin: bool = False,
@@ -65,6 +64,7 @@ class PairLoader:
             workers: Processes that load; 0 loads in this one.
             ahead: Batches that each worker prepares ahead.
             broken_share: Share of all pairs of the index that may be unreadable.
+            broken: Counts them together with those of other loaders, in place of that share.
             rank, processes: This process's part of every batch, see :meth:`BatchPlan.share`.
             pin: Page-locked memory, for copies to a GPU.
             collate: Makes the captions of a batch one thing, in the worker; for example a tokenizer.
@@ -75,14 +75,13 @@ class PairLoader:
         """
         if workers < 0 or ahead < 1:
             raise InputError(f"{workers} workers, {ahead} batches ahead: choose at least 0 and 1.")
-        if not 0 <= broken_share <= 1:
-            raise InputError(f"the share of broken images is {broken_share}; choose 0 to 1, for example 0.01.")
         self.index, self.plan = index, plan
         self.skipped: dict[int, Skipped] = {}
         self.waited = 0.0
         self._share = plan.share(rank, processes) if plan is not None else slice(None)
         self._dataset = BatchReader(index, plan, load, collate)
-        self._workers, self._ahead, self._broken_share = workers, ahead, broken_share
+        self._workers, self._ahead = workers, ahead
+        self._broken = broken or BrokenImages(broken_share, len(index))
         self._pin, self._context = pin, context
         self._seen = np.zeros(len(index), bool)
 
@@ -118,10 +117,7 @@ class PairLoader:
 
     def write_skipped(self, path: Path) -> None:
         """Write what could not be read as a CSV: row, file, reason."""
-        with path.open("w", encoding="utf-8", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(("row", "file", "reason"))
-            table.writerows((item.row, item.file, item.reason) for item in sorted(self.skipped.values(), key=_by_row))
+        write_skipped(path, self.skipped.values())
 
     def _run(self, wishes: Iterator[Wish]) -> Iterator[LoadedBatch]:
         first = next(wishes, None)
@@ -184,26 +180,13 @@ class PairLoader:
 
     def _note(self, tried: np.ndarray, skipped: Iterable[Skipped], stop: bool) -> None:
         """Remember what could not be read, and stop when that is too much."""
-        self._seen[tried] = True
-        for item in skipped:
-            if item.row not in self.skipped:
-                self.skipped[item.row] = item
-                logger.warning("image of pair %d cannot be read and is skipped", item.row)
-        if not skipped:
-            return
-        # Of all pairs so many; before all were seen, no more than that share could give by chance.
-        expected = self._broken_share * int(self._seen.sum())
-        allowed = min(self._broken_share * len(self.index), expected + 4 * math.sqrt(expected) + 3)
-        if stop or len(self.skipped) > allowed:
-            listed = sorted(self.skipped.values(), key=_by_row)
-            lines = [f"  {item.file}: {item.reason}" for item in listed[:_SHOWN]]
-            if len(listed) > _SHOWN:
-                lines.append(f"  and {len(listed) - _SHOWN} more")
-            raise InputError(
-                f"{len(listed)} of {int(self._seen.sum())} images so far cannot be read, more than "
-                f"{100 * self._broken_share:g} % of {len(self.index)}; correct or remove them, or allow a larger share:"
-                + "".join(f"\n{line}" for line in lines)
-            )
+        new = np.unique(tried[~self._seen[tried]])
+        self._seen[new] = True
+        found = {item.row: item for item in skipped if item.row not in self.skipped}
+        self.skipped |= found
+        for row in found:
+            logger.warning("image of pair %d cannot be read and is skipped", row)
+        self._broken.note(len(new), found.values(), stop)
 
 
 class _Once:
@@ -219,10 +202,6 @@ class _Once:
 
 def _as_it_is(loaded: object) -> object:
     return loaded
-
-
-def _by_row(item: Skipped) -> int:
-    return item.row
 
 
 def _start_worker(number: int) -> None:

@@ -1,6 +1,7 @@
 """Where pairs come from: CSV and JSON Lines here, published layouts and shards in modules of their own.
 
-A source gives its rows in chunks of three equally long lists: files, captions, patients ("" where unknown).
+A source gives its rows in chunks of equally long lists: files, captions, patients ("" where unknown), and what the
+column ``split`` says where there is one.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from MedCLIPSAMLib.errors import InputError
+from MedCLIPSAMTraining.pair_marks import split_column
 
-Chunk = tuple[Sequence[str], Sequence[str], Sequence[str]]
+Chunk = tuple[Sequence[str], ...]
 CHUNK = 16_384
 NAMES = ("file", "caption", "patient")
 OTHER_NAMES = {  # how else the columns are commonly called, in lower case
@@ -80,23 +82,20 @@ def read_header(source: Path) -> tuple[list[str], str]:
 def _table_chunks(source: Path, columns: tuple[str, str, str]) -> Iterator[Chunk]:
     header, separator = read_header(source)
     names = find_columns(header, columns, source)
-    file_at, caption_at, patient_at = (header.index(name) if name is not None else -1 for name in names)
+    places = [header.index(name) if name is not None else None for name in (*names, split_column(header))]
     with _as_text(source) as file:
         reader = csv.reader(file, delimiter=separator)
         next(reader, None)
         while rows := list(islice(filter(None, reader), CHUNK)):
             try:
-                files = [row[file_at] for row in rows]
-                captions = [row[caption_at] for row in rows]
-                patients = [row[patient_at] for row in rows] if names[2] is not None else [""] * len(rows)
+                found = [[row[at] for row in rows] if at is not None else None for at in places]
             except IndexError:
                 short = min(rows, key=len)
                 raise InputError(
                     f"{source}, line {reader.line_num} or up to {len(rows)} before: {len(short)} values for "
                     f"{len(header)} columns; a caption with a {separator!r} in it needs quotation marks."
                 ) from None
-            _check_files(files, source, reader.line_num)
-            yield files, captions, patients
+            yield _chunk(found, source, reader.line_num)
 
 
 def _record_chunks(source: Path, columns: tuple[str, str, str]) -> Iterator[Chunk]:
@@ -107,11 +106,10 @@ def _record_chunks(source: Path, columns: tuple[str, str, str]) -> Iterator[Chun
     names = find_columns(list(first), columns, source)
     done, rows = 0, [first, *islice(records, CHUNK - 1)]
     while rows:
-        files, captions = ([_text(row.get(name)) for row in rows] for name in names[:2])
-        patients = [_text(row.get(names[2])) for row in rows] if names[2] is not None else [""] * len(rows)
+        split = split_column(dict.fromkeys(key for row in rows for key in row))  # perhaps only some rows have a mark
+        found = [[_text(row.get(name)) for row in rows] if name is not None else None for name in (*names, split)]
         done += len(rows)
-        _check_files(files, source, done)
-        yield files, captions, patients
+        yield _chunk(found, source, done)
         rows = list(islice(records, CHUNK))
 
 
@@ -161,9 +159,13 @@ def find_columns(header: list[str], wanted: tuple[str, str, str], source: Path) 
     return found
 
 
-def _check_files(files: list[str], source: Path, line: int) -> None:
+def _chunk(columns: list[list[str] | None], source: Path, line: int) -> Chunk:
+    """Return the columns as a chunk; without patients they are unknown, without a split there is none."""
+    files, captions, patients, splits = columns
     if "" in files:
         raise InputError(f"{source}, line {line} or up to {len(files)} before: a row names no image file.")
+    found = (files, captions, [""] * len(files) if patients is None else patients)
+    return found if splits is None else (*found, splits)
 
 
 def _text(value: object) -> str:

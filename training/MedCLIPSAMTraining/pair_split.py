@@ -1,4 +1,4 @@
-"""Training and validation pairs, kept apart by patient."""
+"""Training and validation pairs: kept apart by patient, or as the table itself says."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMTraining.pair_groups import connected, numbered, random_ranks
 from MedCLIPSAMTraining.pair_index import PairIndex
+from MedCLIPSAMTraining.pair_marks import TEST, TRAINING, VALIDATION
 
 
 def split(index: PairIndex, validation: float = 0.15, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -61,3 +62,25 @@ def split(index: PairIndex, validation: float = 0.15, seed: int = 0) -> tuple[np
         chosen[order[-1]] = False
     held_out = chosen[groups]
     return rows[~held_out], rows[held_out]
+
+
+def marked_rows(index: PairIndex) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the rows for training (marked so, or without a mark), for validation and for testing, each (n,) int64."""
+    if index.splits is None:
+        rows = np.arange(len(index))
+        return rows, rows[:0], rows[:0]
+    training, validation, test = (np.flatnonzero(index.splits == mark) for mark in (TRAINING, VALIDATION, TEST))
+    return training, validation, test
+
+
+def shared(index: PairIndex, training: np.ndarray, others: np.ndarray) -> tuple[int, int]:
+    """Return how many of the patients and of the images of ``others`` training sees too.
+
+    Args:
+        index: The pairs.
+        training, others: Rows of it.
+    """
+    known = np.asarray(index.patients.lengths) > 0
+    patients = [index.patients.keys()[rows[known[rows]]] for rows in (training, others)]
+    images = [index.image_keys[rows] for rows in (training, others)]
+    return len(np.intersect1d(*patients)), len(np.intersect1d(*images))
