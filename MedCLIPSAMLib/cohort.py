@@ -98,7 +98,8 @@ def run_cohort(
         progress: Called with (inputs done or failed, inputs in all).
         cancelled: Asked between steps.
         settings: "engine", "preset", "seed", "device"; "axis" and "slice_range" for volumes, "window" for all, as for
-            :func:`MedCLIPSAMLib.segment_request.make_request`; "overview" True also draws each case's overview.png.
+            :func:`MedCLIPSAMLib.segment_request.make_request`; "overview" True also draws the overview.png of each case
+            that this run segments.
 
     Returns:
         The cohort, as :func:`MedCLIPSAMLib.cohort_table.read_cohort` reads it.

@@ -268,6 +268,13 @@ def test_limit_is_spread_and_keeps_earlier_rows(tmp_path, count):
     assert sum(case.results[0].status == "done" for case in cohort.cases) == 3
 
 
+def test_overviews_are_drawn_where_they_are_wanted(tmp_path, count):
+    pytest.importorskip("matplotlib")
+    source = draw_inputs(tmp_path / "in", 1)
+    files = run(source, tmp_path / "out", overview=True).cases[0].result(PROMPT).files
+    assert Image.open(files["overview"]).width > 300
+
+
 def test_rejected_cases(tmp_path, count):
     source, out = draw_inputs(tmp_path / "in", 3), tmp_path / "out"
     names = [case.name for case in run(source, out).cases]

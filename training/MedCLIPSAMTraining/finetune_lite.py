@@ -6,8 +6,8 @@ too took 13 times as long and gained nothing on our pairs.) What the frozen part
 kept on the disk under a key of the image's content, 9 kB an image, so that later epochs, resumed runs and other runs
 read it; an embedding is kept in memory. Each is computed alone: its bits then do not depend on the rest of the batch.
 
-The text projection also serves the patches' similarity to a text, which makes the saliency. A term beside the loss keeps
-that similarity: the mean square of its change, over patches p and captions, is E[(p . d)^2] = d' C d, where d is the
+The text projection also serves the patches' similarity to a text, which makes the saliency. A term beside the loss
+keeps that similarity: the mean square of its change, over patches p and captions, is E[(p . d)^2] = d' C d, where d is the
 change of a caption's unit vector and C = E[p p'] the second moment of the patches' unit vectors.
 """
 

@@ -43,8 +43,8 @@ MODEL_DEFAULTS = {
     # The paper's; the weight decay is that of its released script. Without dropout every division of a batch into
     # chunks or processes gives the same numbers.
     "biomedclip": ModelDefaults(1e-6, 0.6, 0.1, 0.0),
-    # Those of its own training (align_lite). The last one was chosen on validation pairs: retrieval is as good as without
-    # the term, and the similarity of patches and captions moves by 0.04 in place of 0.24.
+    # Those of its own training (align_lite). The last one was chosen on validation pairs: retrieval is as good as
+    # without the term, and the similarity of patches and captions moves by 0.04 in place of 0.24.
     "lite": ModelDefaults(1e-3, 0.1, 0.05, 0.0, keep_patches=30.0),
     # As BiomedCLIP, so that the two compare; the paper does not fine-tune this model.
     "clip-vit-b-16": ModelDefaults(1e-6, 0.6, 0.1, 0.0),

@@ -81,7 +81,9 @@ class WeakWork:
     def _claim(self, settings: WeakSettings) -> None:
         path, now = self.path / "run.json", settings.as_dict()
         before = _read(path)
-        if before is None:
+        # Until a stage is done nothing depends on the settings, which may have been a mistake; a cohort that was begun
+        # looks after itself.
+        if before is None or not any((self.path / "stages").glob("*.json")):
             write_json(path, {"format": FORMAT, "settings": now})
             return
         if before.get("format") != FORMAT:
