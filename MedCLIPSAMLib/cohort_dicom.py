@@ -84,10 +84,10 @@ def read_series(path: Path, files: Sequence[Path]) -> MedicalImage:
     Raises:
         InputError: As :func:`MedCLIPSAMLib.file_dicom.read_dicom`.
     """
-    from MedCLIPSAMLib import file_dicom
+    from MedCLIPSAMLib.file_dicom import read_dicom_slices
     from MedCLIPSAMLib.images import check_finite
 
-    image = file_dicom._assemble(path, [file_dicom._read_slice(file) for file in files])
+    image = read_dicom_slices(path, files)
     check_finite(image.array, file_label(path))
     return image
 

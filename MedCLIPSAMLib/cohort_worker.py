@@ -141,12 +141,12 @@ def _segment(
         folder,
         window=_as_pair(settings["window"]),
         **{name: _as_pair(settings[name]) for name in of_volumes},
-        **{name: settings[name] for name in ("engine", "preset", "device", "seed", "changes")},
+        **{name: settings[name] for name in ("engine", "preset", "device", "seed", "changes", "overview")},
     )
     request = dataclasses.replace(request, reading_seconds=reading, output_is_new=False)
     with suppress(OSError):
         (folder / CASE_FILE).unlink()  # from here on it is not done
-    with _engine_lock, _pictures(settings["overview"]):
+    with _engine_lock:
         try:
             engine = _kept_engine(settings)
         except MedCLIPSAMError as error:
@@ -186,18 +186,6 @@ def _ending(names: list[str], end: str) -> str:
 
 def _as_pair(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-@contextmanager
-def _pictures(wanted: bool) -> Iterator[None]:
-    """Keep `segment` from drawing its overview, which takes longer than a small image itself; one at a time."""
-    can_draw = segment_job._can_draw
-    if not wanted:
-        segment_job._can_draw = lambda reports: False
-    try:
-        yield
-    finally:
-        segment_job._can_draw = can_draw
 
 
 def thumbnail_name(case: str, number: int) -> str:

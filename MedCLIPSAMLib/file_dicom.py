@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +60,21 @@ def read_dicom(path: Path) -> MedicalImage:
         InputError: Not readable, several frames or series, or slices that do not make up one volume.
     """
     if path.is_dir():
-        return _assemble(path, [_read_slice(Path(name)) for name in _series_files(path)])
-    return _assemble(path, [_read_slice(path)])
+        return read_dicom_slices(path, [Path(name) for name in _series_files(path)])
+    return read_dicom_slices(path, [path])
+
+
+def read_dicom_slices(path: Path, files: Sequence[Path]) -> MedicalImage:
+    """Read the files of one series, in any order.
+
+    Args:
+        path: What messages call it.
+        files: A single one may be a 2D image.
+
+    Raises:
+        InputError: As for :func:`read_dicom`.
+    """
+    return _assemble(path, [_read_slice(file) for file in files])
 
 
 def _tag(reader: sitk.ImageFileReader, key: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,11 @@ _OPTIONAL_PACKAGES = ("open_clip_torch", "transformers", "timm", "nnunetv2")
 
 def versions() -> dict[str, str | None]:
     """Return the versions of MedCLIPSAM, Python and the packages that decide about a result; None if not installed."""
+    return dict(_versions())
+
+
+@cache  # reading the packages' descriptions takes longer than writing a small result, and they stay as they are
+def _versions() -> dict[str, str | None]:
     found: dict[str, str | None] = {"medclipsam": VERSION, "python": platform.python_version()}
     for name in (*_PACKAGES, *_OPTIONAL_PACKAGES):
         try:

@@ -140,7 +140,7 @@ def _segment_image(
         results.append(result)
         if progress is not None:
             progress(number + 1, len(request.prompts))
-    if _can_draw(reports):
+    if request.overview and _can_draw(reports):
         from MedCLIPSAMLib.overview import write_overview
 
         column, row, _ = spacing(image.ijk_to_ras)
@@ -204,7 +204,7 @@ def _segment_volume(
         names = [f"{prefix}{name}" for name in ("saliency.nrrd", "entropy.nrrd")]
         reports.append(reporting.report_volume(result, image) | {"files": [SEGMENTATION_FILE, *names]})
     write_segmentation_nrrd(folder / SEGMENTATION_FILE, segments, matrix)
-    if _can_draw(reports):
+    if request.overview and _can_draw(reports):
         from MedCLIPSAMLib.overview import write_volume_overview
 
         engine = request.label

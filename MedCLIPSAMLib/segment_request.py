@@ -40,6 +40,7 @@ class SegmentRequest:
             ``gate``, without effect on an engine that is passed to ``run``.
         truth: bool, the reference mask of a sample, shown in the overview.
         notice: Origin and terms of the input, kept in ``result.json``; None for a user's own.
+        overview: Whether to draw ``overview.png``, which takes longer than segmenting a small image.
         reading_seconds: How long reading the input took.
         output_is_new: The folder was made for this request; a run that fails takes it away again.
     """
@@ -58,6 +59,7 @@ class SegmentRequest:
     changes: Mapping[str, Any] = field(default_factory=dict)
     truth: np.ndarray | None = None
     notice: str | None = None
+    overview: bool = True
     reading_seconds: float = 0.0
     output_is_new: bool = False
 

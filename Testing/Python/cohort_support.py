@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections import Counter
 from pathlib import Path
@@ -12,7 +11,6 @@ from PIL import Image
 from stand_in_engine import StandInSegmenter
 from stand_in_engine import load as load_stand_in
 
-from MedCLIPSAMLib import reporting
 from MedCLIPSAMLib.results import PromptResult
 
 COUNT = "MEDCLIPSAM_TEST_COUNT"
@@ -53,7 +51,6 @@ def load(name: str = "lite", preset: str | None = None, device: str = "auto") ->
 def spare_the_disk() -> None:
     """Leave out of this process what takes long thousands of times: a killed process loses nothing without fsync."""
     os.fsync = lambda descriptor: None
-    reporting.versions = functools.cache(reporting.versions)
 
 
 def counted(path: Path) -> Counter[str]:

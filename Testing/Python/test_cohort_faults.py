@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import cohort_support
@@ -50,7 +51,22 @@ def start(source: Path, output: Path, *arguments: str) -> subprocess.Popen:
     """Start `segment-cohort` on two processes."""
     command = [sys.executable, str(PROGRAM), str(source), "--prompt", PROMPT, "--output", str(output), "--workers", "2"]
     with (output.parent / "log.txt").open("ab") as log:
-        return subprocess.Popen([*command, *arguments], stdout=log, stderr=log)
+        _started.append(subprocess.Popen([*command, *arguments], stdout=log, stderr=log))
+    return _started[-1]
+
+
+_started: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_behind() -> Iterator[None]:
+    """A test that fails leaves no run behind."""
+    yield
+    while _started:
+        child = _started.pop()
+        if child.poll() is None:
+            child.kill()
+            child.wait()
 
 
 def wait_for(condition, child: subprocess.Popen | None, seconds: float = 150.0) -> None:

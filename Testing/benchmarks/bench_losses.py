@@ -1,10 +1,10 @@
 """One step of each loss, forward and backward, against open_clip's InfoNCE on the same features.
 
-    python Testing/benchmarks/bench_losses.py [--quick] [--captions] [--pairs 4096] [--dimensions 512] [--threads 2] [--rounds 5]
+    python Testing/benchmarks/bench_losses.py [--quick] [--captions] [--pairs 4096] [--threads 2] [--rounds 5]
 
-Features in single precision on the CPU. Every loss runs right after open_clip's, in turn with the other losses, and what
-is told is the median of the ratios: other work on the machine then falls on both sides. --captions gives the losses
-captions of which some are equal, as in training; open_clip's knows no such thing. Exit code 1 above the target.
+Features in single precision on the CPU. Every loss runs right after open_clip's, in turn with the other losses, and
+what is told is the median of the ratios: other work on the machine then falls on both sides. --captions gives the
+losses captions of which some are equal, as in training; open_clip's knows no such thing. Exit code 1 above the target.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def main(
     keep_patches: Annotated[
         float | None,
         Option(
-            help="lite: weight of the term that keeps the patches' similarity to captions; by default 30.",
+            help="lite: weight of the term that keeps the patches' similarity to learnt texts; by default 30.",
             rich_help_panel=_RUN,
         ),
     ] = None,

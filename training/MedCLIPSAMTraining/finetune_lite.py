@@ -7,13 +7,13 @@ kept on the disk under a key of the image's content, 9 kB an image, so that late
 read it; an embedding is kept in memory. Each is computed alone: its bits then do not depend on the rest of the batch.
 
 The text projection also serves the patches' similarity to a text, which makes the saliency. A term beside the loss
-keeps that similarity: the mean square of its change, over patches p and captions, is E[(p . d)^2] = d' C d, where d is the
-change of a caption's unit vector and C = E[p p'] the second moment of the patches' unit vectors.
+keeps that similarity for the texts that the shipped model has learnt (captions.py), while others may move: the mean
+square of its change, over patches p and these texts, is E[(p . d)^2] = d' C d, where d is the change of a text's unit
+vector and C = E[p p'] the second moment of the patches' unit vectors.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections import OrderedDict
@@ -27,7 +27,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
-from torch.nn import functional
 
 from MedCLIPSAMLib.clip.lite import CARD, load_tower, read_card
 from MedCLIPSAMLib.clip.minilm import MiniLM
@@ -37,6 +36,7 @@ from MedCLIPSAMLib.recipe import LITE_ALIGNMENT
 from MedCLIPSAMLib.sam.embedding_cache import content_digest
 from MedCLIPSAMLib.sam.lite_medsam import LiteMedSAM
 from MedCLIPSAMLib.weights import verified
+from MedCLIPSAMTraining.captions import CONCEPTS
 from MedCLIPSAMTraining.finetune_models import FINETUNED, pixels
 from MedCLIPSAMTraining.finetune_settings import FinetuneSettings
 from MedCLIPSAMTraining.finetune_towers import Trainee, base_checkpoint, lock, own_base
@@ -94,8 +94,7 @@ class LiteTrainee(Trainee):
             parameter.requires_grad_(False)
         lock([], [], [tower.image_head], settings.locked_image_layers, "lite model's trained image")
         lock([], [], [tower.text_head], settings.locked_text_layers, "lite model's trained text")
-        self._before = copy.deepcopy(tower.text_head).requires_grad_(False)
-        self._second_moment: Tensor | None = None
+        self._learnt: tuple[Tensor, Tensor, Tensor] | None = None
         self.image_input = KeptToken(features / _frozen_digest(tower.state_dict()))
         self._text = MiniLM(verified("minilm-l6-v2"), verified("minilm-l6-v2-tokenizer")).to(device)
         self._embeddings: OrderedDict[str, Tensor] = OrderedDict()
@@ -124,23 +123,27 @@ class LiteTrainee(Trainee):
         return {"token": tokens[0, 0].cpu(), "patches": patches[torch.from_numpy(np.sort(chosen))].half().cpu()}
 
     def settle(self, images: Iterable[np.ndarray | None]) -> None:
-        """See :class:`TrainableClip`: the second moment of the patches."""
+        """See :class:`TrainableClip`: the patches' second moment, and the learnt texts with their vectors of now."""
         if not self._settings.keep_patches:
             return
         places = [self.image_input.place(image) for image in images if image is not None]
         if not places:
             raise InputError("none of the first images can be read; check --root and the table's files.")
         patches = torch.cat([self.image_input.read(path)["patches"] for path in places]).float()
-        self._second_moment = (patches.T @ patches / len(patches)).to(self._device)
-
-    def penalty(self, texts: Tensor, captions: Sequence[str]) -> Tensor | None:
-        """See :class:`TrainableClip`: the mean squared change of the similarity of patches and captions."""
-        if self._second_moment is None:
-            return None
+        second_moment = (patches.T @ patches / len(patches)).to(self._device)
+        texts = self._stacked([text for texts in CONCEPTS.values() for text in texts])
+        start = load_tower(_alignment(self._settings.model)[0]).to(self._device)
         with torch.no_grad():
-            before = functional.normalize(self._before(self._stacked(captions)), dim=-1)
-        change = functional.normalize(texts.float(), dim=-1) - before
-        return self._settings.keep_patches * ((change @ self._second_moment) * change).sum(dim=-1).mean()
+            self._learnt = texts, start.text_vectors(texts), second_moment
+
+    def penalty(self) -> Tensor | None:
+        """See :class:`TrainableClip`: the mean squared change of the similarity of patches and learnt texts."""
+        if self._learnt is None:
+            return None
+        texts, before, second_moment = self._learnt
+        with torch.autocast(self._device.type, enabled=False):
+            change = self.module.text_vectors(texts) - before
+            return self._settings.keep_patches * ((change @ second_moment) * change).sum(dim=-1).mean()
 
     def image_features(self, batch: Tensor) -> Tensor:
         """See :class:`TrainableClip`."""

@@ -136,9 +136,8 @@ class Trainer:
         chunks = [slice(start, min(start + length, size)) for start in range(0, size, length)]
         if len(chunks) == 1:
             self._seed(0, 1)
-            images, texts = self._joint(batch.images, batch.captions)
-            loss, total = self._loss(images, texts, batch)
-            total.backward()
+            loss = self._loss(*self._joint(batch.images, batch.captions), batch.keys)
+            torch.autograd.backward([loss, *self._penalty()])
             return float(loss.detach())
 
         with torch.no_grad():
@@ -147,8 +146,8 @@ class Trainer:
                 self._seed(number, len(chunks))
                 parts.append(self._towers(batch.images[part], batch.captions[part]))
         images, texts = (torch.cat(some).requires_grad_() for some in zip(*parts, strict=True))
-        loss, total = self._loss(images, texts, batch)
-        image_gradient, text_gradient = torch.autograd.grad(total, (images, texts))
+        loss = self._loss(images, texts, batch.keys)
+        image_gradient, text_gradient = torch.autograd.grad(loss, (images, texts))
         for number, part in enumerate(chunks):
             self._seed(number, len(chunks))
             last = number == len(chunks) - 1
@@ -157,20 +156,23 @@ class Trainer:
                 pairs = zip(features, (image_gradient[part], text_gradient[part]), strict=True)
                 # A locked tower's features need no gradient.
                 wanted = [(one, gradient) for one, gradient in pairs if one.requires_grad]
+                wanted += [(one, None) for one in (self._penalty() if last else ())]
                 torch.autograd.backward(*zip(*wanted, strict=True))
         return float(loss.detach())
 
-    def _loss(self, images: Tensor, texts: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor]:
-        """Return the loss of the global batch, and what to minimise: the loss and the model's own term."""
-        loss = LOSSES[self.settings.loss](
+    def _loss(self, images: Tensor, texts: Tensor, keys: Tensor) -> Tensor:
+        return LOSSES[self.settings.loss](
             images,
             texts,
             **self.settings.loss_arguments(),
-            same_caption=batch.keys.to(images.device),
+            same_caption=keys.to(images.device),
             group=self.processes.group,
         )
-        penalty = self.model.penalty(texts, batch.captions)  # of this process's part: the processes' gradients average
-        return loss, loss if penalty is None else loss + penalty
+
+    def _penalty(self) -> list[Tensor]:
+        """Return the model's own term, if it has one: the same on all processes, as then is its gradients' mean."""
+        penalty = self.model.penalty()
+        return [] if penalty is None else [penalty]
 
     def _seed(self, chunk: int, chunks: int) -> None:
         """Draw dropout by step and chunk of the global batch: the same after a resume, and for any division of equal

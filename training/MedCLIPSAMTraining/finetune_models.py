@@ -46,13 +46,8 @@ class TrainableClip(Protocol):
         """Take what :meth:`penalty` needs from some of the images; called after :meth:`prepare` of all processes."""
         ...
 
-    def penalty(self, texts: Tensor, captions: Sequence[str]) -> Tensor | None:
-        """Return what is added to the loss, the mean over the captions, with gradient; None for nothing.
-
-        Args:
-            texts: (B, D), what :meth:`text_features` gave.
-            captions: The B captions.
-        """
+    def penalty(self) -> Tensor | None:
+        """Return what is added to the loss, a function of the weights alone, with gradient; None for nothing."""
         ...
 
     def image_features(self, batch: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ MODEL_DEFAULTS = {
     # chunks or processes gives the same numbers.
     "biomedclip": ModelDefaults(1e-6, 0.6, 0.1, 0.0),
     # Those of its own training (align_lite). The last one was chosen on validation pairs: retrieval is as good as
-    # without the term, and the similarity of patches and captions moves by 0.04 in place of 0.24.
+    # without the term, and segmentation does not suffer.
     "lite": ModelDefaults(1e-3, 0.1, 0.05, 0.0, keep_patches=30.0),
     # As BiomedCLIP, so that the two compare; the paper does not fine-tune this model.
     "clip-vit-b-16": ModelDefaults(1e-6, 0.6, 0.1, 0.0),
@@ -67,7 +67,7 @@ class FinetuneSettings:
         alpha: The positive's weight in HN-NCE.
         weight_decay: Of matrices; biases, normalisations and positions have none. None takes the model's own.
         dropout: In BiomedCLIP's text tower; the others have none. None takes the model's own.
-        keep_patches: Of the lite model: weight of the term that keeps the similarity of patches and captions, see
+        keep_patches: Of the lite model: weight of the term that keeps the similarity of patches and learnt texts, see
             finetune_lite.py. None takes the model's own; 0 lets it change.
         warmup_steps: Linear; None takes 5 % of all steps, 1000 at most.
         schedule: "step" halves the rate every ``decay_epochs``, "cosine" goes to 0, "constant" stays.

@@ -49,7 +49,7 @@ class Trainee:
     def settle(self, images: Iterable[np.ndarray | None]) -> None:
         """See :class:`TrainableClip`; nothing."""
 
-    def penalty(self, texts: Tensor, captions: Sequence[str]) -> Tensor | None:
+    def penalty(self) -> Tensor | None:
         """See :class:`TrainableClip`; none."""
         return None
 
