@@ -16,8 +16,6 @@ sys.path.append(str(ROOT / "Testing" / "Python"))
 
 from weak_sets import write_images  # noqa: E402
 
-from MedCLIPSAMLib.job_folder import ENDED  # noqa: E402
-
 PATIENCE = 240.0  # seconds; torch is imported several times on what may be a busy machine
 PROMPT = "bright spot"
 
@@ -82,12 +80,15 @@ def test_a_mistake_is_told(panel, tmp_path):
     wait_until(lambda: "multiple of 3" in panel.ui.jobStateLabel.text)
 
 
+@pytest.mark.slow
 def test_start_follow_cancel_find_again_resume_and_use(panel, module, tmp_path):
     import slicer_double
 
+    from MedCLIPSAMLib.job_folder import ENDED
+
     images = write_images(tmp_path / "images", 4)
     fill(panel, data=images, prompt=PROMPT, plans="small", device="cpu")
-    fill(panel, epochs=40, cycles=2, checkpoints=1, iterations=1)
+    fill(panel, epochs=24, cycles=2, checkpoints=1, iterations=1)
     job = started(panel)
     wait_until(lambda: job.state in ENDED or job.progress.text.startswith("Training, epoch"), PATIENCE)
     assert job.state == "running", job.error

@@ -200,7 +200,19 @@ def test_the_panel_works_from_the_installed_tree(file, installed, tmp_path):
             pytest.skip(f"{package} is not installed")
     (tmp_path / "only_installed.py").write_text(ONLY_INSTALLED, encoding="utf-8")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    slow: slow\n", encoding="utf-8")
-    options = ["-q", "-p", "no:cacheprovider", "-p", "only_installed", "-c", "pytest.ini", "--rootdir", str(tmp_path)]
+    options = [
+        "-q",
+        "-m",
+        "not slow",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "only_installed",
+        "-c",
+        "pytest.ini",
+        "--rootdir",
+        str(tmp_path),
+    ]
     environment = {
         "MEDCLIPSAM_MODULE": str(installed / "MedCLIPSAM.py"),
         "PYTHONPATH": str(tmp_path),  # and not the checkout

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 from PIL import Image
-from test_file_dicom import dicom
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--plans", "small", "--epochs", "4", "--cycles", "2", "--checkpoints", "1", "--iterations", "2"]
@@ -71,6 +70,8 @@ def write_volumes(folder: Path, count: int = 3) -> Path:
 
 def write_dicom_folder(folder: Path, patients: int = 3) -> Path:
     """Write one CT series a patient, each in a folder of its own; return the folder of all."""
+    from test_file_dicom import dicom  # imports the library, which the panel's tests load from another place
+
     rng = np.random.default_rng(2)
     for patient in range(patients):
         series = folder / f"study{patient}"
