@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from MedCLIPSAMLib.errors import InputError
-from MedCLIPSAMTraining import contrast
 from MedCLIPSAMTraining.losses import dcl_loss, dhn_nce_loss, hardness_weights, hn_nce_loss, info_nce_loss
 
 LOSSES = {"info_nce": info_nce_loss, "dcl": dcl_loss, "hn_nce": hn_nce_loss, "dhn_nce": dhn_nce_loss}
@@ -74,30 +73,6 @@ def test_values_and_gradients_equal_the_equations(name: str, masked: bool, detac
     torch.testing.assert_close(pairs, expected, rtol=0, atol=1e-10)
     for left, right in zip(got, wanted, strict=True):
         torch.testing.assert_close(left, right, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("detach", [False, True])
-@pytest.mark.parametrize("same", ["none", "ids", "matrix"])
-@pytest.mark.parametrize("entries", [1, 13, 20, 27])
-def test_blocks_change_nothing(
-    name: str, same: str, detach: bool, entries: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Blocks of one, two, three (with a smaller one left) and four rows of seven, and one anchor without negatives."""
-    images, texts = features(7)
-    ids = torch.tensor([0, 1, 0, 2, 3, 3, 0])
-    matrix = torch.rand(7, 7, generator=torch.Generator().manual_seed(3)) < 0.3
-    matrix[2] = True
-    mask = {"none": None, "ids": ids, "matrix": matrix}[same]
-    weights = torch.linspace(0.5, 2, 7, dtype=torch.float64)
-
-    def step() -> list[torch.Tensor]:
-        pairs = LOSSES[name](images, texts, **SETTINGS, same_caption=mask, reduction="none", detach_weights=detach)
-        return [pairs.detach(), *torch.autograd.grad((weights * pairs).sum(), (images, texts))]
-
-    whole = step()
-    monkeypatch.setattr(contrast, "_CPU_BLOCK", entries)
-    for left, right in zip(step(), whole, strict=True):
-        torch.testing.assert_close(left, right, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.07, 0.6])

@@ -74,19 +74,20 @@ class LoadPair:
     Attributes:
         image_input: See :class:`~MedCLIPSAMTraining.finetune_models.TrainableClip`.
         remembers: Keep what it gave in memory: for features, which are small, where reading the image takes longest.
+        known: What is remembered already, by file.
     """
 
     image_input: Callable[[Path | np.ndarray], torch.Tensor]
     remembers: bool = False
-    _known: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    known: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
     def __call__(self, pair: Pair) -> tuple[torch.Tensor, str]:
-        known = self._known.get(pair.file)
+        known = self.known.get(pair.file)
         if known is None:
             with local_image(pair.file) as path:
                 known = self.image_input(path)
-            if self.remembers and len(self._known) < REMEMBERED:
-                self._known[pair.file] = known
+            if self.remembers and len(self.known) < REMEMBERED:
+                self.known[pair.file] = known
         return known, pair.caption
 
 
@@ -139,6 +140,7 @@ class FinetuneData:
         self._broken = BrokenImages(source.broken_share, len(self.training) + len(self.validation))
         self._validation_loader: PairLoader | None = None
         self._batches: Iterator[PairBatch] | None = None
+        self._known: dict[str, torch.Tensor] = {}
         self._next = -1
         logger.info("%d pairs for training, %d for validation.", len(self.training), len(self.validation))
 
@@ -161,7 +163,10 @@ class FinetuneData:
         for index in (self.training, self.validation):
             files |= dict.fromkeys(index[row].file for row in range(len(index)))
         mine = list(files)[self._processes.rank :: self._processes.count]
-        model.prepare(map(_readable, mine), lambda done: say(done, len(mine), "Features of the images"))
+        for done, (file, features) in enumerate(zip(mine, model.prepare(map(_readable, mine)), strict=True), 1):
+            if features is not None and len(self._known) < REMEMBERED:
+                self._known[file] = features
+            say(done, len(mine), "Features of the images")
         self._processes.wait()
         model.settle(map(_readable, list(files)[:SETTLING_IMAGES]))
 
@@ -197,7 +202,7 @@ class FinetuneData:
         return PairLoader(
             index,
             plan,
-            LoadPair(model.image_input, model.keeps_features),
+            LoadPair(model.image_input, model.keeps_features, dict(self._known)),
             workers=workers,
             broken=self._broken,
             rank=self._processes.rank,

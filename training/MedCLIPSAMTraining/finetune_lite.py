@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,18 +99,20 @@ class LiteTrainee(Trainee):
         self._text = MiniLM(verified("minilm-l6-v2"), verified("minilm-l6-v2-tokenizer")).to(device)
         self._embeddings: OrderedDict[str, Tensor] = OrderedDict()
 
-    def prepare(self, images: Iterable[np.ndarray | None], progress: Callable[[int], None]) -> None:
+    def prepare(self, images: Iterable[np.ndarray | None]) -> Iterator[Tensor | None]:
         """See :class:`TrainableClip`."""
         encoder = None
-        for done, image in enumerate(images, 1):
-            if image is not None:
-                path = self.image_input.place(image)
-                if not path.exists():
-                    encoder = encoder or LiteMedSAM(verified("lite-medsam"), self._device).encoder
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    with replacing(path) as file:
-                        file.write(save(self._frozen(encoder(image).tokens, path.stem)))
-            progress(done)
+        for image in images:
+            if image is None:
+                yield None
+                continue
+            path = self.image_input.place(image)
+            if not path.exists():
+                encoder = encoder or LiteMedSAM(verified("lite-medsam"), self._device).encoder
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(path) as file:
+                    file.write(save(self._frozen(encoder(image).tokens, path.stem)))
+            yield self.image_input.read(path)["token"]
 
     @torch.no_grad()
     def _frozen(self, features: Tensor, key: str) -> dict[str, Tensor]:

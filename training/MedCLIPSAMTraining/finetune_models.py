@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,8 +38,15 @@ class TrainableClip(Protocol):
     layouts: tuple[str, ...]
     keeps_features: bool
 
-    def prepare(self, images: Iterable[np.ndarray | None], progress: Callable[[int], None]) -> None:
-        """Compute what stays the same in every epoch and is kept on the disk; None stands for an unreadable image."""
+    def prepare(self, images: Iterable[np.ndarray | None]) -> Iterator[Tensor | None]:
+        """Compute what stays the same in every epoch and keep it on the disk.
+
+        Args:
+            images: None stands for one that cannot be read.
+
+        Yields:
+            For each image what ``image_input`` gives, None for one that cannot be read.
+        """
         ...
 
     def settle(self, images: Iterable[np.ndarray | None]) -> None:

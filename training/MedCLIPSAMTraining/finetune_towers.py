@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,8 +43,9 @@ class Trainee:
         self.module = module.to(device).eval()
         self._settings, self._device = settings, device
 
-    def prepare(self, images: Iterable[np.ndarray | None], progress: Callable[[int], None]) -> None:
+    def prepare(self, images: Iterable[np.ndarray | None]) -> Iterator[Tensor | None]:
         """See :class:`TrainableClip`; nothing, where no part of a model is frozen for good."""
+        return iter(())
 
     def settle(self, images: Iterable[np.ndarray | None]) -> None:
         """See :class:`TrainableClip`; nothing."""
