@@ -382,6 +382,7 @@ def test_signals_end_the_command_in_good_order(tmp_path, count, number, code):
         "from MedCLIPSAMLib.cli import _terminate\n"
         "from MedCLIPSAMLib.cli_cohort import segment_cohort\n"
         "signal.signal(signal.SIGTERM, _terminate)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # in the background it may be inherited as ignored
         "typer.run(segment_cohort)"
     )
     arguments = [str(source), "--prompt", PROMPT, "--output", str(out), "--workers", "1"]
