@@ -122,3 +122,10 @@ def test_a_trainer_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(InputError, match="training dcl-batch8-seed0 ended with 3: no room on the device"):
         list(comparison.run([Cell("dcl", 8, 0)]))
     assert not list((tmp_path / "out").rglob("result.json"))
+
+
+def test_report_without_dsc(tmp_path: Path) -> None:
+    results = [result("shipped", 0, 0, 0.3), result("dhn-nce", 8, 0, 0.8), result("dcl", 8, 0, 0.6)]
+    write_report([{**one, "dsc": {}} for one in results], tmp_path)
+    text = (tmp_path / "comparison.md").read_text()
+    assert "DSC: not measured." in text and "| 8 | dcl | text → image top-1 |" in text

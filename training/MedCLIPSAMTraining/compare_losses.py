@@ -60,7 +60,7 @@ class Budget:
         learning_rate, temperature: As for ``finetune``; 0 takes the model's own.
         schedule: Of the learning rate.
         keep_patches: As for ``finetune``; None takes the model's own.
-        limit: At most so many images of a data set for DSC; None for all.
+        limit: At most so many images of a data set for DSC; None for all, 0 for no DSC.
     """
 
     epochs: int = 10
@@ -224,7 +224,7 @@ def main(
     temperature: Annotated[float, typer.Option(help="0: the model's own.")] = Budget.temperature,
     schedule: Annotated[str, typer.Option(help="step, cosine, constant.")] = Budget.schedule,
     keep_patches: Annotated[float | None, typer.Option(help="As for finetune; by default the model's own.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Images of each data set folder for DSC; for a trial.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Images of each data set folder for DSC; 0 for none.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     workers: Annotated[int, typer.Option(help="Loader processes of the trainer.")] = 0,
 ) -> None:

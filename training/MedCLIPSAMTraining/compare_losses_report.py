@@ -80,13 +80,17 @@ def markdown(results: Sequence[Result]) -> str:
     names = list(measures(results[0]))
     one = results[0]["retrieval"]
     counts = ", ".join(f"{name} {values['n']}" for name, values in sorted(results[0]["dsc"].items()))
+    dsc = (
+        f"DSC: images with a target, {counts}; one sample each, the presence gate off."
+        if counts
+        else "DSC: not measured."
+    )
     lines = [
         "# Losses compared on measured captions",
         "",
         _budget_text(results),
         f"Retrieval: {one['examples']} test pairs, batches of {one['batch']}, {one['runs']} shuffles; chance "
-        f"{100 * one['chance']['top1']:.1f} % (top-1). DSC: images with a target, {counts}; one sample each, the "
-        "presence gate off.",
+        f"{100 * one['chance']['top1']:.1f} % (top-1). {dsc}",
         "In %, mean ± standard deviation over the seeds.",
         "",
         _row("batch", "loss", "seeds", *names),
@@ -132,6 +136,8 @@ def compare(groups: Mapping[tuple[int, str], Sequence[Result]]) -> list[_Compari
         if other == REFERENCE or not paired:
             continue
         for measure, (of_cell, of_examples) in _TESTED.items():
+            if measure not in measures(paired[0][0]):  # DSC was not asked for
+                continue
             own, others = (np.array([of_cell(pair[side]) for pair in paired]) for side in (0, 1))
             examples = [np.mean([of_examples(pair[side]) for pair in paired], axis=0) for side in (0, 1)]
             rows.append(
