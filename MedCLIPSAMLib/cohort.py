@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +128,7 @@ def run_cohort(
         try:
             with processes(min(workers or 1, len(chosen)), scheduler) as engine:
                 described = engine.describe(dataclasses.asdict(request), cancelled)
-                common = _begin(output, root, request, described)
+                common = _begin(output, root, [one.name for one in inputs], request, described)
                 table = _Table(output, inputs, request.prompts)
                 if progress is not None:
                     progress(0, len(chosen))
@@ -214,11 +214,13 @@ def _checked(prompts: Sequence[str], changes: dict[str, Any], settings: Mapping[
     return dataclasses.replace(request, prompts=texts)
 
 
-def _begin(output: Path, root: Path, request: CohortRequest, described: Mapping[str, Any]) -> dict[str, Any]:
+def _begin(
+    output: Path, root: Path, names: Collection[str], request: CohortRequest, described: Mapping[str, Any]
+) -> dict[str, Any]:
     """Write ``cohort.json`` and return what all tasks have in common.
 
     Raises:
-        InputError: The folder holds results of other settings, which would be lost.
+        InputError: The folder holds results of other settings or of other inputs, which would be lost.
     """
     deciding = {
         "prompts": list(request.prompts),
@@ -237,6 +239,11 @@ def _begin(output: Path, root: Path, request: CohortRequest, described: Mapping[
         raise InputError(
             f"{file_label(output)} holds a cohort with other settings ({_differences(before, deciding)}); "
             "name another folder, or pass the same settings to go on with it."
+        )
+    known = {path.parent.name for path in (output / CASES).glob(f"*/{CASE_FILE}")}
+    if known and known.isdisjoint(names):  # a folder that was only moved has the same names
+        raise InputError(
+            f"{file_label(output)} holds a cohort of other inputs, none of which is in {root}; name another folder."
         )
     run = secrets.token_hex(8)
     (output / CASES).mkdir(exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from MedCLIPSAMLib.engines import check_choice, load_engine
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.file_output import check_output_folder, write_json
 from MedCLIPSAMLib.prompts import check_prompt, wordings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,9 @@ def run(request: EvaluationRequest, progress: Callable[[int, int], None] | None 
     if kept is not None:
         report["predictions"] = _relative(kept, request.output.parent)
     write_json(request.output, report)
-    if request.diagram is not None:
+    if request.diagram is not None and not _has_probabilities(report):
+        logger.warning("%s was not made: there is no probability to judge.", request.diagram)
+    elif request.diagram is not None:
         from MedCLIPSAMLib.reliability_diagram import write_reliability_diagram
 
         write_reliability_diagram(request.diagram, {report["engine"]: report})
@@ -103,6 +108,10 @@ def _check(request: EvaluationRequest, prompt: str | None) -> None:
         raise InputError(f"--limit {request.limit}: it must be 1 or more.")
     if request.diagram is not None and importlib.util.find_spec("matplotlib") is None:
         raise InputError("--diagram needs matplotlib; run: pip install matplotlib")
+
+
+def _has_probabilities(report: Mapping[str, Any]) -> bool:
+    return any("confidence_bins" in data.get("calibration", {}) for data in report["datasets"].values())
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -157,7 +157,7 @@ class EnsembleSegmenter:
         if seed < 0:
             raise InputError(f"seed {seed}: it must be 0 or more.")
         image = self._need_image()
-        chosen, warnings = self.recipe.class_of(prompt)
+        chosen, warnings = self.recipe.class_of(prompt), []
         stages = Stages(cancelled, stage)
         if image.ndim == 3 and self.ensemble.channels == 1 and (image != image[..., :1]).any():
             warnings.append("The network was trained on grey images; it sees this one without its colours.")

@@ -116,24 +116,21 @@ class WeakRecipe:
             raise InputError(f"threshold is {threshold!r}; pass 'argmax' or a probability from 0 to below 1.")
         return replace(self, **read)
 
-    def class_of(self, prompt: str) -> tuple[ModelClass, list[str]]:
-        """Return the class that a prompt means, and sentences for the user.
+    def class_of(self, prompt: str) -> ModelClass:
+        """Return the class that a prompt means.
 
         A class is known by its name or its training prompt, whatever the case, the punctuation and the British or
-        American spelling. A network of one class takes any prompt and says what it finds.
+        American spelling. Anything else is refused, also by a network of one class: its mask would bear a wrong name.
 
         Raises:
-            InputError: None of several classes; the message lists them.
+            InputError: It is none of the classes; the message lists them.
         """
         wanted, classes = _normalised(prompt), self.model.classes
         for one in classes:
             if wanted in (_normalised(one.name), _normalised(one.prompt)):
-                return one, []
-        if len(classes) == 1:
-            name = classes[0].name
-            return classes[0], [f'This network finds "{name}" only, whatever the prompt says ("{prompt.strip()}").']
-        known = ", ".join(repr(one.prompt) for one in classes)
-        raise InputError(f"the prompt {prompt.strip()!r} is none of the network's classes; pass one of: {known}.")
+                return one
+        known = " or ".join(repr(one.prompt) for one in classes)
+        raise InputError(f"this network finds {known} and nothing else, so not {prompt.strip()!r}; pass {known}.")
 
 
 def load_weak_recipe(engine: str) -> WeakRecipe:

@@ -64,9 +64,8 @@ def segment_whole_volume(
     prediction = engine.ensemble.predict(image.array[None], volume_spacing(image), cancelled=check, progress=tell)
     seconds = time.perf_counter() - started
     threshold = None if engine.recipe.threshold == "argmax" else float(engine.recipe.threshold)
-    for result, (found, warnings) in zip(results, chosen, strict=True):
+    for result, found in zip(results, chosen, strict=True):
         mask, probability = prediction.mask(found.label, threshold), prediction.probabilities[found.label]
-        result.warnings += warnings
         result.seconds["network"] = seconds
         for index in indices:
             planes = {

@@ -403,3 +403,15 @@ def test_signals_end_the_command_in_good_order(tmp_path, count, number, code):
     assert leftovers(out) == [] and (out / "contact-sheet.html").is_file()
     if number == signal.SIGINT:
         assert "goes on with the rest" in child.stderr.read()
+
+
+def test_a_cohort_of_other_inputs_is_refused(tmp_path):
+    out, first, second = tmp_path / "out", tmp_path / "first", tmp_path / "second"
+    run_cohort(draw_inputs(first, 2), [PROMPT], out, workers=1)
+    table = (out / "cohort.csv").read_text()
+    second.mkdir()
+    for path in first.iterdir():
+        path.rename(second / f"another-{path.name}")
+    with pytest.raises(InputError, match=r"holds a cohort of other inputs, none of which is in .*second"):
+        run_cohort(second, [PROMPT], out, workers=1)
+    assert (out / "cohort.csv").read_text() == table

@@ -258,7 +258,11 @@ class Run:
             used = self.best.step
         before, after = self._scores.get(0), self._scores.get(used)
         if before and after and sum(after.values()) <= sum(before.values()):
-            logger.warning("The validation found no gain over the model that the run began with.")
+            logger.warning(
+                "The validation found no gain over the model that the run began with; written are the best weights of "
+                "the run, those after step %d.",
+                used,
+            )
         made = {
             "settings": asdict(self.settings),
             "base": self.model.base,
