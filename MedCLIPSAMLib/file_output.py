@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
 
 from MedCLIPSAMLib.errors import InputError, OutputError
 from MedCLIPSAMLib.medical_image import LPS_RAS, file_label
@@ -109,6 +108,8 @@ def write_mask_png(path: str | Path, mask: np.ndarray) -> None:
         InputError: Not two-dimensional.
         OutputError: Not writable, disk full.
     """
+    from PIL import Image
+
     mask = np.asarray(mask)
     if mask.ndim != 2:
         raise InputError(f"a mask of shape {mask.shape} does not fit a PNG file; pass (H, W).")

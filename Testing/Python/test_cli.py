@@ -300,7 +300,11 @@ def test_full_disk_leaves_the_previous_result(tmp_path: Path) -> None:
 def test_packages_of_the_wheel_are_those_of_the_checkout() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
     found = {"MedCLIPSAMLib.Resources"}
-    for base, top in ((ROOT, "MedCLIPSAMLib"), (ROOT / "training", "MedCLIPSAMTraining")):
+    for base, top in (
+        (ROOT, "MedCLIPSAMLib"),
+        (ROOT / "training", "MedCLIPSAMTraining"),
+        (ROOT / "training", "nnunet_trainers"),
+    ):
         for path in (base / top).rglob("*.py"):
             found.add(".".join(path.parent.relative_to(base).parts))
     assert set(settings["packages"]) == found
