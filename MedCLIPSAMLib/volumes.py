@@ -98,8 +98,12 @@ def segment_volume(
     whole_volume = last - first + 1 == geometry.count > 1  # who names a range has seen the target in it
     results = [empty_result(text, number, geometry, segmenter, seed, folder) for number, text in enumerate(texts)]
     run = _Run(segmenter, volume, geometry, window, texts)
+    whole = getattr(segmenter, "takes_whole_volumes", None)
+    if whole is False:
+        for result in results:
+            result.warnings.append("This network learnt from 2D images; slices of a volume may be unlike them.")
     try:
-        if getattr(segmenter, "takes_whole_volumes", False):
+        if whole:
             from MedCLIPSAMLib.weak_volumes import segment_whole_volume
 
             shown = range(first, last + 1)

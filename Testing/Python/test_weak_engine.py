@@ -224,6 +224,7 @@ def test_a_network_of_images_takes_a_volume_slice_by_slice(model):
         np.testing.assert_array_equal(result.saliency[index], probability)
         np.testing.assert_array_equal(result.mask[index], probability > 0.5)
     assert any("no presence calibration" in text for text in result.warnings)
+    assert any("learnt from 2D images" in text for text in result.warnings)
 
 
 def test_slices_made_ahead_are_the_same(model, monkeypatch):
