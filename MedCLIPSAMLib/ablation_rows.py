@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from MedCLIPSAMLib.engines import check_choice, segmenter_names
+from MedCLIPSAMLib.ensemble_folder import read_model_folder
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.prompt_sets import ENSEMBLES, load_prompt_set, prompt_sets
 from MedCLIPSAMLib.prompts import SET_PREFIX
@@ -175,6 +176,12 @@ def _supervision(task: str, models: Models, prompt: str, recipes: Mapping[str, R
     return rows
 
 
+def _asked_of(folder: Path, prompt: str) -> str:
+    """Return what a network is asked for: its only class by the name that it knows, else the table's prompt."""
+    classes = read_model_folder(folder).classes
+    return classes[0].prompt if len(classes) == 1 else _first_text(prompt)
+
+
 def _trained(folder: Path | None, prompt: str, label: str, option: str, *, uses_labels: bool) -> list[Row]:
     """Return the rows of an nnU-Net: its last checkpoint alone, and the ensemble of all that were kept (Eq. 21)."""
     rows = []
@@ -183,7 +190,7 @@ def _trained(folder: Path | None, prompt: str, label: str, option: str, *, uses_
         if folder is None:
             rows.append(Row(**shown, reason=f"pass {option}, the folder of a model from `./medclipsam weak-train`"))
         else:
-            rows.append(Row(**shown, run=Run(f"{WEAK}{folder}", _first_text(prompt), members=members)))
+            rows.append(Row(**shown, run=Run(f"{WEAK}{folder}", _asked_of(folder, prompt), members=members)))
     return rows
 
 

@@ -327,7 +327,7 @@ def test_a_trained_network_alone_and_as_an_ensemble(discs, tmp_path, weak_model)
         engine = load_engine(f"weak:{weak_model}", device="cpu", changes={"members": members})
         wanted = evaluate(engine, cases, "disc", stages=False)["datasets"]["one"]
         row = found["1", "one", f"weak supervision, {label}"]
-        assert (int(row["n"]), row["uses_labels"], row["prompt"]) == (wanted["n"], "no", "breast tumor")
+        assert (int(row["n"]), row["uses_labels"], row["prompt"]) == (wanted["n"], "no", "a disc")
         assert float(row["dsc_mean"]) == pytest.approx(wanted["dsc"]["mean"], abs=1e-12)
         assert float(row["nsd_paper_mean"]) == pytest.approx(wanted["nsd_paper"]["mean"], abs=1e-12)
     last, ensemble = (found["1", "one", f"weak supervision, {kind}"] for kind in ("last checkpoint", label))
