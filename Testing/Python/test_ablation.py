@@ -175,10 +175,11 @@ def test_a_preset_of_the_task_is_the_base():
     assert rows[1].run.engine == "biomedclip+medsam"
 
 
-def test_weak_models_are_asked_by_the_class_name():
-    rows = plan_rows(("1", "4"), TASK, replace(LITE, weak=Path("w"), supervised=Path("s")), f"set:{TASK}-p0")
+def test_weak_models_are_asked_by_the_class_name(weak_model, tmp_path):
+    shutil.copytree(weak_model, tmp_path / "s")
+    rows = plan_rows(("1", "4"), TASK, replace(LITE, weak=weak_model, supervised=tmp_path / "s"), f"set:{TASK}-p0")
     runs = [(row.run.engine, row.run.members, row.run.prompt) for row in rows if row.engine == "nnU-Net"]
-    weak, supervised = ((f"weak:{name}", "last", "breast tumor") for name in "ws")
+    weak, supervised = ((f"weak:{folder}", "last", "a disc") for folder in (weak_model, tmp_path / "s"))
     ensemble = [(engine, "all", prompt) for engine, _, prompt in (weak, supervised)]
     assert runs == [weak, ensemble[0], supervised, ensemble[1], ensemble[0]]
 
