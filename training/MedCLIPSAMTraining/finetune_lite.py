@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from MedCLIPSAMLib.clip.lite import CARD, load_tower, read_card
+from MedCLIPSAMLib.clip.lite import CARD, load_tower
 from MedCLIPSAMLib.clip.minilm import MiniLM
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.file_output import replacing
@@ -85,7 +85,6 @@ class LiteTrainee(Trainee):
     def __init__(self, settings: FinetuneSettings, device: torch.device, features: Path):
         """Load the shipped alignment, or an earlier result; see :func:`finetune_models.load_trainable`."""
         alignment, self.base = _alignment(settings.model)
-        read_card(alignment)
         tower = load_tower(alignment)
         super().__init__(tower, settings, device)
         for name, part in tower.named_children():
