@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import logging
+import os
 import queue
 import sys
 import tempfile
@@ -225,6 +226,7 @@ def _local_cluster(workers: int) -> Iterator[Any]:
         tempfile.TemporaryDirectory(prefix="medclipsam-cohort-", ignore_cleanup_errors=True) as scratch,
         dask.config.set(_LOCAL | {"temporary-directory": scratch}),
         _quiet("distributed"),
+        same_environment(),
         LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
@@ -251,6 +253,23 @@ def _quiet(name: str) -> Iterator[None]:
         yield
     finally:
         log.setLevel(before)
+
+
+@contextmanager
+def same_environment() -> Iterator[None]:
+    """Take back what Dask sets for its processes (OMP_NUM_THREADS and more), which it sets in this one."""
+    import dask
+
+    names = ["PYTHONHASHSEED", "__DASK_PARENT_PID", *dask.config.get("distributed.nanny.pre-spawn-environ")]
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import pytest
 from cohort_support import counted, draw_inputs, leftovers, loaded, outputs
 from PIL import Image
 
-from MedCLIPSAMLib import cohort_worker
+from MedCLIPSAMLib import cohort_cluster, cohort_worker
 from MedCLIPSAMLib.cohort import run_cohort
 from MedCLIPSAMLib.cohort_rows import DONE
 from MedCLIPSAMLib.cohort_table import read_cohort
@@ -189,7 +189,9 @@ def test_an_input_that_ends_the_process_is_given_up(tmp_path, stand_in):
     deadly = np.array(Image.open(source / "image 0003.png"))
     deadly[0, 0] = 250
     Image.fromarray(deadly).save(source / "image 0003.png")
+    environment = dict(os.environ)
     cohort = run_cohort(source, [PROMPT], out, workers=2)
+    assert "PYTEST_CURRENT_TEST" in environment and dict(os.environ) == environment  # Dask's threads stay Dask's
     states = [case.results[0].status for case in cohort.cases]
     assert states.count(DONE) == 11 and states[3] == "failed"
     assert "ended without a word" in cohort.cases[3].results[0].reason
@@ -206,7 +208,10 @@ def test_running_scheduler_cancel_and_errors(tmp_path, stand_in):
         run_cohort(source, [PROMPT], out, scheduler="nowhere:1")
     bad = source / "flat.png"
     Image.new("L", (30, 30), 7).save(bad)
-    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None, memory_limit=0) as cluster:
+    with (
+        cohort_cluster.same_environment(),
+        LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None, memory_limit=0) as cluster,
+    ):
         address = cluster.scheduler_address
         with pytest.raises(CancelledError):
             cancel_after = lambda: sum(counted(stand_in).values()) >= 10  # noqa: E731
