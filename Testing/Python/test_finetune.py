@@ -399,7 +399,7 @@ def test_help_and_errors_of_the_command(capfd: pytest.CaptureFixture, tmp_path: 
     said = capfd.readouterr().out
     assert "medclipsam finetune" in said and "--locked-image-layers" in said and "dhn-nce" in said
     missing = ["finetune", "--data", str(tmp_path / "none.csv"), "--output", str(tmp_path / "out"), "--model", "lite"]
-    assert CliRunner().invoke(app, missing).exit_code == 1
+    assert CliRunner().invoke(app, missing).exit_code == 2
     said = capfd.readouterr().err
     assert "none.csv does not exist" in said and "Traceback" not in said
 

@@ -316,7 +316,7 @@ def main(
         except MedCLIPSAMError as error:
             link.send("error", message=str(error))
             logger.error("Error: %s", error)
-            raise SystemExit(1) from error
+            raise SystemExit(2) from error
         logger.info("Presence calibration: %s", calibration)
         logger.info("Written: %s (%.1f MB)", output, output.stat().st_size / 1e6)
 

@@ -246,7 +246,7 @@ def main(
             write_report(results, output)  # after every cell: a stopped run has one too
     except MedCLIPSAMError as error:
         logger.error("Error: %s", error)
-        raise SystemExit(1) from error
+        raise SystemExit(2) from error
     logger.info("%s", (output / "comparison.md").read_text(encoding="utf-8"))
 
 

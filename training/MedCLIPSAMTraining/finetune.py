@@ -220,7 +220,7 @@ def main(
         except MedCLIPSAMError as error:
             link.send("error", message=str(error))
             logger.error("Error: %s", error)
-            raise SystemExit(1) from error
+            raise SystemExit(2) from error
         for path in files:
             logger.info("Written: %s (%.1f MB)", path, path.stat().st_size / 1e6)
 

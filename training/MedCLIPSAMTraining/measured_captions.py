@@ -176,7 +176,7 @@ def main(
         tables = write_captions(data, output, wordings=wordings, seed=seed)
     except MedCLIPSAMError as error:
         logger.error("Error: %s", error)
-        raise SystemExit(1) from error
+        raise SystemExit(2) from error
     for split, rows in tables.items():
         logger.info("%s: %d pairs, %.1f %% captions of one image alone", split, len(rows), 100 * distinct_share(rows))
 

@@ -30,6 +30,7 @@ from MedCLIPSAMTraining.cyclical_schedule import CyclicalSettings
 from MedCLIPSAMTraining.nnunet_plans import NAMES, finished_plans
 
 LOCK = "nnunet.lock"
+LOG = "nnunet.log"
 _PATIENCE = 60.0  # seconds; a child whose owner was killed needs moments to end
 
 
@@ -231,7 +232,8 @@ def main(arguments: list[str]) -> int:
         return 1
     except Exception as error:  # nnU-Net raises many kinds; whoever started this is to know which
         traceback.print_exc()
-        events.send("error", message=f"nnU-Net stopped with {type(error).__name__}: {error or 'no message'}.")
+        reason = f"nnU-Net stopped with {type(error).__name__}: {error or 'no message'}"
+        events.send("error", message=f"{reason}; {Path(path).parent / LOG} has the details.")
         return 1
     finally:
         lock.release()

@@ -6,7 +6,6 @@ processes as it likes; a child process has its own variables, and gives its memo
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
@@ -22,8 +21,6 @@ from MedCLIPSAMLib.event_lines import parse_event
 from MedCLIPSAMLib.file_output import write_json
 from MedCLIPSAMLib.job_form import search_path
 from MedCLIPSAMLib.job_launch import python_path
-
-logger = logging.getLogger(__name__)
 
 TRAINER = "nnUNetTrainerCyclical"
 TRAINERS = Path(__file__).resolve().parent.parent / "nnunet_trainers"
@@ -42,6 +39,11 @@ class NnunetFolders:
     """
 
     root: Path
+
+    @property
+    def log(self) -> Path:
+        """All that nnU-Net said, in every run."""
+        return self.root / "nnunet.log"
 
     @property
     def raw(self) -> Path:
@@ -147,7 +149,12 @@ def run_child(
         child = ChildProcess(command, variables, arrived)
     except OSError as error:
         raise MedCLIPSAMError(f"nnU-Net's process cannot be started: {error}.") from error
-    log, failure = _Log(), ""
+    failure = ""
+    try:
+        log = _Log(folders.log)
+    except OSError as error:
+        child.end(_GRACE)
+        raise MedCLIPSAMError(f"{folders.log} cannot be written: {error}.") from error
     try:
         while not child.over():
             arrived.wait(_PATIENCE)
@@ -157,21 +164,30 @@ def run_child(
     finally:
         child.end(_GRACE)
         log.write(child.log())
+        log.close()
     if child.process.returncode:
-        raise _error(task, child.process.returncode, failure, log.last)
+        raise _error(task, child.process.returncode, failure, log.last, folders.log)
 
 
 class _Log:
-    """Hands on what the child says, and remembers the last line."""
+    """Keeps what the child says, and remembers the last line.
 
-    def __init__(self) -> None:
+    In a file: much of it reads like errors to who does not know nnU-Net.
+    """
+
+    def __init__(self, path: Path) -> None:
         self.last = ""
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, lines: list[str]) -> None:
         for line in lines:
             if line.strip():
                 self.last = line.strip()
-                logger.info("%s", line)
+                self._file.write(f"{line}\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _listen(child: ChildProcess, log: _Log, told: Callable[[dict[str, Any]], None]) -> str:
@@ -188,11 +204,11 @@ def _listen(child: ChildProcess, log: _Log, told: Callable[[dict[str, Any]], Non
     return failure
 
 
-def _error(task: str, code: int, failure: str, last: str) -> MedCLIPSAMError:
+def _error(task: str, code: int, failure: str, last: str, log: Path) -> MedCLIPSAMError:
     reason = failure or last or f"exit code {code}"
     if code == -9 and not failure:
         reason = "its process was killed; perhaps the memory ran out"
     if "out of memory" in reason.lower() or code == -9:
         return DeviceMemoryError(f"nnU-Net stopped: {reason}. Close other programs, or take --plans small.")
     what = {"prepare": "could not plan and preprocess the data", "train": "could not train"}[task]
-    return MedCLIPSAMError(failure or f"nnU-Net {what}: {reason}; its log has the details.")
+    return MedCLIPSAMError(failure or f"nnU-Net {what}: {reason}; {log} has the details.")

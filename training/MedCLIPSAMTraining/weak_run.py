@@ -38,8 +38,8 @@ def run(settings: WeakSettings, options: WeakOptions, link: JobLink) -> Path:
         MedCLIPSAMError: What is wrong and what to do; what was done before is kept.
     """
     check_installed()
-    with WeakWork(options.work, settings) as work:
-        training = WeakTraining(settings, options, work, Course(link))
+    with WeakWork(options.work, settings) as work, Course(link) as course:
+        training = WeakTraining(settings, options, work, course)
         training.check()
         training.run()
     return options.output

@@ -8,16 +8,22 @@
       stages/          NAME.json of every stage that is done, with what it found
       cohort/          unless an existing cohort is used
       excluded.csv     the cases that are left out, with the reason
-      nnunet/          nnU-Net's raw, preprocessed and results
+      nnunet/          nnU-Net's raw, preprocessed and results, and nnunet.log, all that it said
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.file_output import check_output_folder, write_json
@@ -27,11 +33,14 @@ from MedCLIPSAMTraining.nnunet_environment import NnunetFolders
 from MedCLIPSAMTraining.pseudo_selection import EXCLUDED_FILE
 from MedCLIPSAMTraining.weak_settings import WeakSettings, difference
 
+logger = logging.getLogger(__name__)
+
 FORMAT = 1
 LOCK_PATIENCE = 15.0
 """Seconds; processes of a run that was killed notice it within about five."""
 SHARES = {"cohort": 200, "labels": 20, "prepare": 80, "train": 680, "model": 20}
 """Of the whole work, in thousandths; for the progress, which is for people."""
+_BETWEEN_LINES = 60.0  # seconds, where there is no terminal
 
 
 class WeakWork:
@@ -118,11 +127,28 @@ class WeakWork:
 
 
 class Course:
-    """Tells how far the whole work is, and looks whether it is to stop."""
+    """Tells how far the whole work is, and looks whether it is to stop.
+
+    A supervisor is sent events; at a shell there is a bar, and in a file one line a minute.
+    """
 
     def __init__(self, link: JobLink):
         self._link = link
         self._last = (0, sum(SHARES.values()), "")
+        self._stack = ExitStack()
+        self._bar: tqdm | None = None
+        self._said = ("", 0.0)
+
+    def __enter__(self) -> Course:
+        if not self._link.active and sys.stderr.isatty():
+            form = "{percentage:3.0f}%|{bar:30}| {desc} [{elapsed}]"
+            self._bar = tqdm(total=sum(SHARES.values()), bar_format=form, mininterval=0.2, leave=False)
+            self._stack.enter_context(self._bar)
+            self._stack.enter_context(logging_redirect_tqdm())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
     def tell(self, stage: str, done: float, total: float, text: str) -> None:
         """Tell how far a stage is.
@@ -142,6 +168,12 @@ class Course:
                 break
             before += share
         self._last = (before, sum(SHARES.values()), text)
+        if self._bar is not None:
+            self._bar.set_description_str(text, refresh=False)
+            self._bar.update(before - self._bar.n)
+        elif not self._link.active and (stage != self._said[0] or time.monotonic() - self._said[1] >= _BETWEEN_LINES):
+            self._said = (stage, time.monotonic())
+            logger.info("%s", text)
         self._link.progress(*self._last)
 
     def beat(self) -> None:

@@ -148,7 +148,7 @@ def main(
         except MedCLIPSAMError as error:
             link.send("error", message=str(error))
             logger.error("Error: %s", error)
-            raise SystemExit(1) from error
+            raise SystemExit(2) from error
         logger.info("Written: %s. The engine is weak:%s", model, model)
 
 
