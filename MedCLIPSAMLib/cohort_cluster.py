@@ -221,7 +221,9 @@ def _local_cluster(workers: int) -> Iterator[Any]:
 
     encrypted = importlib.util.find_spec("cryptography") is not None
     if not encrypted:
-        logger.info("With the package cryptography, the processes would talk in TLS, closed to other users.")
+        logger.warning(
+            "Other users of this machine could reach the processes; pip install cryptography closes them (TLS)."
+        )
     with (
         tempfile.TemporaryDirectory(prefix="medclipsam-cohort-", ignore_cleanup_errors=True) as scratch,
         dask.config.set(_LOCAL | {"temporary-directory": scratch}),
