@@ -115,8 +115,10 @@ def run_cohort(
         raise InputError(f"limit {limit} (--limit): it must be 1 or more.")
     if workers is not None and workers < 1:
         raise InputError(f"workers {workers} (--workers): it must be 1 or more.")
-    output = check_output_folder(output)
+    if Path(output).resolve() == Path(source).resolve():
+        raise InputError(f"{file_label(output)} is the folder of the inputs; name another one for the results.")
     root, inputs = find_inputs(source, output)
+    output = check_output_folder(output)
     chosen = inputs
     if limit is not None and limit < len(inputs):
         chosen = [inputs[index * len(inputs) // limit] for index in range(limit)]

@@ -308,6 +308,18 @@ def test_settings_that_cannot_be_are_told_first(tmp_path, count, settings, messa
     assert loaded(count) == []
 
 
+def test_without_inputs_no_folder_is_made(tmp_path, count):
+    source, empty = draw_inputs(tmp_path / "in", 1), tmp_path / "empty"
+    empty.mkdir()
+    for wrong, message in ((tmp_path / "nothing", "does not exist"), (empty, "holds no images")):
+        with pytest.raises(InputError, match=message):
+            run_cohort(wrong, [PROMPT], tmp_path / "out", workers=1)
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="is the folder of the inputs"):
+        run_cohort(source, [PROMPT], source, workers=1)
+    assert loaded(count) == []
+
+
 def test_a_second_run_in_the_same_folder_waits_for_nobody(tmp_path, count):
     from filelock import FileLock
 

@@ -38,6 +38,9 @@ def run(settings: WeakSettings, options: WeakOptions, link: JobLink) -> Path:
         MedCLIPSAMError: What is wrong and what to do; what was done before is kept.
     """
     check_installed()
+    for path in (settings.data, settings.masks):
+        if path is not None and not path.exists():
+            raise InputError(f"{path} does not exist; check the path.")
     with WeakWork(options.work, settings) as work, Course(link) as course:
         training = WeakTraining(settings, options, work, course)
         training.check()
