@@ -89,6 +89,7 @@ def test_stages_are_done_once_and_belong_to_their_settings(tmp_path: Path, monke
 def test_progress_over_all_stages_only_grows() -> None:
     class Link:
         told: list[tuple[int, int, str]] = []  # noqa: RUF012
+        active = True
 
         def progress(self, done: int, total: int, text: str) -> None:
             self.told.append((done, total, text))
@@ -101,6 +102,19 @@ def test_progress_over_all_stages_only_grows() -> None:
     numbers = [done for done, _, _ in Link.told]
     assert numbers == sorted(numbers) and numbers[0] == 0 and numbers[-1] == 1000
     assert {total for _, total, _ in Link.told} == {1000} and Link.told[-1] == Link.told[-2]
+
+
+def test_without_terminal_and_supervisor_a_stage_is_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    class Link:
+        active = False
+
+        def progress(self, *_: object) -> None:
+            pass
+
+    with caplog.at_level("INFO"), Course(Link()) as course:
+        for stage, done in (("cohort", 0), ("cohort", 1), ("train", 0), ("train", 1), ("train", 2)):
+            course.tell(stage, done, 2, f"{stage} {done} of 2")
+    assert caplog.messages == ["cohort 0 of 2", "train 0 of 2"]  # one more only after a minute
 
 
 def planned(median: list[float], spacing: list[float], batch: int) -> dict:
@@ -298,5 +312,6 @@ def test_volumes_and_dicom_to_predictions(tmp_path: Path) -> None:
 def test_a_failing_child_says_why(tmp_path: Path) -> None:
     pytest.importorskip("nnunetv2")
     folders = NnunetFolders(tmp_path)
-    with pytest.raises(MedCLIPSAMError, match="KeyError"):
+    with pytest.raises(MedCLIPSAMError, match=r"KeyError.*nnunet\.log has the details"):
         run_child("prepare", {}, folders, environment(folders, 1, False), lambda event: None)
+    assert "Traceback" in folders.log.read_text("utf-8")
