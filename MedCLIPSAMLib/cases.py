@@ -75,17 +75,21 @@ def find_cases(data_dir: str | Path, split: str | None = None) -> list[Case]:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Return a reference mask, (H, W) bool.
-
-    Any value above zero is the target; an 8-bit mask that reaches 128, as pictures of masks do, is cut there, so that
-    grey edges do not widen it.
+    """Return a reference mask, (H, W) bool, see :func:`target_of`.
 
     Raises:
         InputError: The file is damaged; see :func:`MedCLIPSAMLib.file_io.read_image`.
     """
     mask = read_image(path).array
-    if mask.ndim == 3:
-        mask = mask.max(axis=2)
+    return target_of(mask.max(axis=2) if mask.ndim == 3 else mask)
+
+
+def target_of(mask: np.ndarray) -> np.ndarray:
+    """Return where a mask of one target, (H, W) of any type, holds it: bool.
+
+    Any value above zero is the target; an 8-bit mask that reaches 128, as pictures of masks do, is cut there, so that
+    grey edges do not widen it.
+    """
     return mask >= 128 if mask.dtype == np.uint8 and mask.max() >= 128 else mask > 0
 
 

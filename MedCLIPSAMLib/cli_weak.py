@@ -30,7 +30,10 @@ def weak_predict(
     axis: AxisOption = None,
     window: Annotated[
         str | None,
-        typer.Option(metavar="LOW,HIGH", help="2D: shown as black and white; the training's own window goes before."),
+        typer.Option(
+            metavar="LOW,HIGH",
+            help="For a network of images: shown as black and white; the training's own window goes before.",
+        ),
     ] = None,
     changes: SetOption = None,
     verbose: VerboseOption = False,

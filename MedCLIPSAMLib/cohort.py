@@ -40,6 +40,7 @@ from MedCLIPSAMLib.errors import InputError, MedCLIPSAMError
 from MedCLIPSAMLib.file_output import check_output_folder, write_json
 from MedCLIPSAMLib.medical_image import file_label
 from MedCLIPSAMLib.prompts import check_prompt, wordings
+from MedCLIPSAMLib.weak_recipe import WEAK
 from MedCLIPSAMLib.worker_engines import describe_device
 
 logger = logging.getLogger(__name__)
@@ -136,8 +137,8 @@ def run_cohort(
                     progress(0, len(chosen))
                 tasks = ({**common, "case": _plain_case(one)} for one in chosen)
                 for done, rows in enumerate(engine.segment(tasks, cancelled), 1):
-                    check_cancelled(cancelled)
                     table.enter(rows)
+                    check_cancelled(cancelled)
                     if progress is not None:
                         progress(done, len(chosen))
         finally:  # also on Ctrl+C and SIGTERM
@@ -224,15 +225,16 @@ def _begin(
     Raises:
         InputError: The folder holds results of other settings or of other inputs, which would be lost.
     """
+    weak = request.engine.startswith(WEAK)
     deciding = {
         "prompts": list(request.prompts),
         "seed": request.seed,
         "axis": request.axis,
         "slices": list(request.slice_range) if request.slice_range else None,
         "window": list(request.window) if request.window else None,
-        # a fine-tuned engine is known by its weights, wherever it lies
-        "engine": described["name"] if described["weights"] else request.engine,
-        "recipe": described["recipe"],
+        # an engine that was trained by a user is known by its weights, wherever it lies
+        "engine": WEAK if weak else described["name"] if described["weights"] else request.engine,
+        "recipe": {**described["recipe"], "name": WEAK} if weak else described["recipe"],
         "weights": described["weights"],
     }
     earlier = read_settings(output)

@@ -20,7 +20,7 @@ from MedCLIPSAMLib.medical_image import MedicalImage, file_label
 logger = logging.getLogger(__name__)
 
 LIST_COLUMNS = ("file", "patient", "subject")
-_OWN_RESULTS = ("cohort.json", "result.json")
+_OWN_RESULTS = re.compile(r"cohort\.json|(\d+-.+-)?result\.json")  # the number and the name of one of several prompts
 _READABLE = 60  # characters of a case's name that are taken from the file's
 _HEADERS = (".nhdr", ".mhd")  # their values lie in files of their own
 
@@ -142,7 +142,7 @@ def _walk(source: Path, output: str | Path | None) -> Iterator[tuple[Path, list[
     for place, folders, files in os.walk(source, followlinks=True):
         folder = Path(place)
         real = folder.resolve()
-        if real in seen or real == avoided or (folder != source and any(name in files for name in _OWN_RESULTS)):
+        if real in seen or real == avoided or (folder != source and any(map(_OWN_RESULTS.fullmatch, files))):
             folders.clear()
             continue
         seen.add(real)

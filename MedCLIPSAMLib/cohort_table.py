@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from MedCLIPSAMLib.cohort_rows import DONE, TABLE_FILE, CohortRow, read_table
+from MedCLIPSAMLib.cohort_rows import DONE, CohortRow, read_table
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.medical_image import file_label
 
 if TYPE_CHECKING:
     from MedCLIPSAMLib.medical_image import MedicalImage
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 SETTINGS_FILE, CASES, THUMBNAILS, REJECTED_FILE = "cohort.json", "cases", "thumbnails", "rejected.txt"
@@ -141,10 +144,11 @@ def read_cohort(folder: str | Path) -> Cohort:
     """Read a cohort that :func:`MedCLIPSAMLib.cohort.run_cohort` has made, finished or not.
 
     Args:
-        folder: With ``cohort.json`` and ``cohort.csv``, and ``rejected.txt`` where a person has put one there.
+        folder: With ``cohort.json`` and ``cohort.csv``, and ``rejected.txt`` where a person has put one there. Names
+            in it that the cohort does not have are told: the images may be gone since.
 
     Raises:
-        InputError: No cohort, one of a newer version, damaged, or ``rejected.txt`` names a case that it does not have.
+        InputError: No cohort, one of a newer version, or damaged.
     """
     folder = Path(folder)
     settings = read_settings(folder)
@@ -156,10 +160,11 @@ def read_cohort(folder: str | Path) -> Cohort:
     names = dict.fromkeys(row.case for row in rows)
     rejected = read_rejected(folder)
     if unknown := sorted(rejected - set(names)):
-        raise InputError(
-            f"{file_label(folder / REJECTED_FILE)} names {unknown[0]!r}"
-            f"{f' and {len(unknown) - 1} more' if len(unknown) > 1 else ''}, which the cohort does not have; "
-            f"put names of the column 'case' of {TABLE_FILE} there, one in a line."
+        logger.warning(
+            "%s names %s%s, which the cohort does not have.",
+            file_label(folder / REJECTED_FILE),
+            unknown[0],
+            f" and {len(unknown) - 1} more" if len(unknown) > 1 else "",
         )
     by_case: dict[str, list[CohortRow]] = {name: [] for name in names}
     for row in rows:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from MedCLIPSAMLib.ensemble_folder import ModelFolder, read_model_folder
-from MedCLIPSAMLib.errors import InputError
+from MedCLIPSAMLib.errors import DeviceMemoryError, InputError
+from MedCLIPSAMLib.memory import MemoryGuard, is_out_of_memory
 from MedCLIPSAMLib.nnunet_network import Checkpoint, build_network, load_weights, read_kept_checkpoint
 from MedCLIPSAMLib.uncertainty import SampleMean
 
@@ -75,7 +76,7 @@ class CheckpointEnsemble:
     Attributes:
         folder: The model folder.
         files: The members, relative to the folder.
-        device: torch device.
+        device: torch device; "cpu" after another one's memory ran out.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class CheckpointEnsemble:
                 built.network, built.plans, built.configuration, None, self.folder.dataset, "", None
             )
         self._built = built
+        self._memory = MemoryGuard("The trained network", device, self._to_cpu)
         self._configuration = first.configuration
 
     @property
@@ -164,8 +166,6 @@ class CheckpointEnsemble:
         progress: Callable[[int, int], None] | None = None,
     ) -> list[EnsemblePrediction]:
         """Predict several inputs, each as :meth:`predict` alone would, opening each checkpoint once for all of them."""
-        import torch
-
         prepared = [self._preprocess(array, spacing) for array, spacing in zip(arrays, spacings, strict=True)]
         means = [SampleMean(classes=True) for _ in prepared]
         for number, name in enumerate(self.files):
@@ -177,9 +177,8 @@ class CheckpointEnsemble:
             self._predictor.allowed_mirroring_axes = member.mirroring_axes or None
             load_weights(self._built.network, member, self.folder.path / name)
             del member
-            with _quiet(), torch.inference_mode():
-                for (data, properties), mean in zip(prepared, means, strict=True):
-                    mean.add(self._probabilities(data, properties))
+            for (data, properties), mean in zip(prepared, means, strict=True):
+                mean.add(self._memory.run(lambda _, data=data, properties=properties: self._softmax(data, properties)))
             if progress is not None:
                 progress(number + 1, len(self.files))
         return [
@@ -206,8 +205,39 @@ class CheckpointEnsemble:
             )
         return torch.from_numpy(np.ascontiguousarray(data, dtype=np.float32)), properties
 
+    def take_notes(self) -> list[str]:
+        """Return the sentences for the user since the last call, such as that it now runs on the CPU."""
+        return self._memory.take_notes()
+
+    def _softmax(self, data: Any, properties: dict[str, Any]) -> np.ndarray:
+        """Return one member's softmax, (R, K, J, I) float32 on the input's own grid.
+
+        Raises:
+            DeviceMemoryError: The memory ran out, and there is no other device.
+        """
+        import torch
+
+        try:
+            with _quiet(), torch.inference_mode():
+                return self._probabilities(data, properties)
+        except (MemoryError, RuntimeError) as error:
+            if self.device == "cpu" and is_out_of_memory(error):
+                raise DeviceMemoryError(
+                    f"the memory ran out for an input of {data.nbytes / 2**20:.0f} MB; close other programs, or pass a "
+                    "smaller input."
+                ) from error
+            raise
+
+    def _to_cpu(self) -> None:
+        import torch
+
+        self.device = "cpu"
+        self._predictor.device = torch.device("cpu")
+        self._predictor.perform_everything_on_device = False
+        self._predictor.network.to("cpu")
+
     def _probabilities(self, data: Any, properties: dict[str, Any]) -> np.ndarray:
-        """Return one member's softmax, (R, K, J, I) float32 on the input's own grid."""
+        """See :meth:`_softmax`."""
         import torch
         from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 

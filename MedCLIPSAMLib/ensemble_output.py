@@ -56,7 +56,8 @@ def predict_to_folder(
         engine: From :func:`MedCLIPSAMLib.engines.load_engine` with "weak:FOLDER".
         image: The input.
         output: Folder for the results; an earlier result in it is replaced.
-        window: Intensities of an image that become black and white, where the training had no window of its own.
+        window: Intensities that become black and white for a network of images, where its training had no window of
+            its own.
         axis: Of a volume's slices, for a network of images.
         progress: Called with (steps done, steps in all).
 
@@ -69,7 +70,7 @@ def predict_to_folder(
     """
     output, began = Path(output), time.perf_counter()
     if image.is_volume:
-        prediction = predict_volume(engine, image, axis, progress)
+        prediction = predict_volume(engine, image, axis, progress, window)
     else:
         engine.set_image(image.array, window or image.window)
         prediction = engine.predict()

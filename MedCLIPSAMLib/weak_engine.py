@@ -41,7 +41,6 @@ class EnsembleSegmenter:
     Attributes:
         recipe: Settings and classes.
         ensemble: The network.
-        device: torch device.
         weights: The checkpoints.
         calibration: None: the engine gates nothing.
     """
@@ -57,7 +56,6 @@ class EnsembleSegmenter:
             MedCLIPSAMError: nnU-Net is not installed.
         """
         self.recipe = recipe
-        self.device = device
         self.ensemble = CheckpointEnsemble(recipe.model, device, members=recipe.members, mirroring=recipe.mirroring)
         self.weights = tuple(
             Resolved(Path(name).name, recipe.model.path / name, recipe.model.sha256[name], "unverified")
@@ -66,6 +64,11 @@ class EnsembleSegmenter:
         self._image: np.ndarray | None = None
         self._key = b""
         self._kept: OrderedDict[bytes, EnsemblePrediction] = OrderedDict()
+
+    @property
+    def device(self) -> str:
+        """The torch device; "cpu" after another one's memory ran out."""
+        return self.ensemble.device
 
     @property
     def batch(self) -> int:
@@ -163,6 +166,7 @@ class EnsembleSegmenter:
             warnings.append("The network was trained on grey images; it sees this one without its colours.")
         with stages.stage("network"):
             prediction = self.predict(stages.check)
+        warnings += self.ensemble.take_notes()
         threshold = None if self.recipe.threshold == "argmax" else float(self.recipe.threshold)
         probability = prediction.probabilities[chosen.label]
         mask = prediction.mask(chosen.label, threshold)

@@ -90,6 +90,7 @@ def predict_volume(
     image: MedicalImage,
     axis: int | str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    window: tuple[float, float] | None = None,
 ) -> EnsemblePrediction:
     """Return all classes' probabilities of a volume: predicted at once, or slice by slice by a network of images.
 
@@ -98,6 +99,8 @@ def predict_volume(
         image: The volume, (K, J, I).
         axis: Along which a network of images takes slices, see :meth:`SliceGeometry.of`.
         progress: Called with (checkpoints or slices done, in all).
+        window: Intensities that a network of images is shown as black and white, where its training had no window of
+            its own; None for the file's own, else a robust one.
 
     Raises:
         InputError: A volume in colour, or NaN.
@@ -106,7 +109,7 @@ def predict_volume(
     if engine.takes_whole_volumes:
         return engine.ensemble.predict(image.array[None], volume_spacing(image), progress=progress)
     geometry = SliceGeometry.of(image.array.shape, image.ijk_to_ras, axis)
-    window = engine.recipe.window or image.window or robust_window(image.array)
+    window = engine.recipe.window or window or image.window or robust_window(image.array)
     probabilities = np.zeros((len(engine.recipe.model.classes) + 1, *geometry.shape), np.float32)
     probabilities[0] = 1  # where nothing can be seen there is nothing
     entropy, mutual_information = (np.zeros(geometry.shape, np.float32) for _ in range(2))

@@ -39,7 +39,7 @@ def test_pictures_and_volumes_below_a_folder(tmp_path):
     draw_inputs(tmp_path / "a" / "masks", 2)
     draw_inputs(tmp_path / "out" / "cases" / "x", 1)
     draw_inputs(tmp_path / "earlier", 1)
-    (tmp_path / "earlier" / "result.json").write_text("{}")
+    (tmp_path / "earlier" / "2-left-lung-result.json").write_text("{}")
     draw_inputs(tmp_path / ".hidden", 1)
     for name in ("v.nii.gz", "v.nrrd", "s.seg.nrrd", "notes.txt", "v.raw", "DICOMDIR", ".x.png", "B.PNG"):
         (tmp_path / name).write_bytes(b"0" * 128 + b"DICM" if name == "DICOMDIR" else b"")

@@ -19,7 +19,7 @@ import torch
 
 from MedCLIPSAMLib.ensemble import IMAGE_SPACING, CheckpointEnsemble
 from MedCLIPSAMLib.ensemble_folder import ModelClass, read_model_folder, write_model_folder
-from MedCLIPSAMLib.errors import ChecksumError, InputError, MedCLIPSAMError
+from MedCLIPSAMLib.errors import ChecksumError, DeviceMemoryError, InputError, MedCLIPSAMError
 from MedCLIPSAMLib.nnunet_network import build_network
 
 pytest.importorskip("nnunetv2", reason="nnU-Net is not installed (pip install nnunetv2)")
@@ -361,6 +361,29 @@ def test_weights_of_another_network_are_refused(model, tmp_path):
 def test_an_input_of_other_channels_is_refused(model):
     with pytest.raises(InputError, match="channel"):
         CheckpointEnsemble(model).predict(np.ones((3, 1, 32, 32), np.float32), IMAGE_SPACING)
+
+
+def test_without_memory_it_goes_on_on_the_cpu_or_says_so(model, picture, monkeypatch):
+    def exhausted(data, properties):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    ensemble = CheckpointEnsemble(model)
+    expected = ensemble.predict(picture, IMAGE_SPACING).probabilities
+    probabilities = ensemble._probabilities
+    monkeypatch.setattr(ensemble, "_probabilities", exhausted)
+    with pytest.raises(DeviceMemoryError, match="the memory ran out for an input of"):
+        ensemble.predict(picture, IMAGE_SPACING)
+    assert ensemble.take_notes() == []
+
+    def exhausted_elsewhere(data, properties):
+        if ensemble.device != "cpu":
+            raise RuntimeError("CUDA out of memory")
+        return probabilities(data, properties)
+
+    ensemble.device = ensemble._memory.device = "cuda"  # what a GPU would be; the network itself stays where it is
+    monkeypatch.setattr(ensemble, "_probabilities", exhausted_elsewhere)
+    np.testing.assert_array_equal(ensemble.predict(picture, IMAGE_SPACING).probabilities, expected)
+    assert ensemble.device == "cpu" and "runs on the CPU" in ensemble.take_notes()[0]
 
 
 def test_without_nnunet_the_message_names_the_package(model, monkeypatch):

@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from PIL import Image
+from scipy.spatial.transform import Rotation
 from weak_sets import block, write_images, write_volumes
 
+from MedCLIPSAMLib.cases import read_mask
 from MedCLIPSAMLib.cohort import run_cohort
+from MedCLIPSAMLib.cohort_rows import read_table, write_table
 from MedCLIPSAMLib.cohort_table import CohortCase, CohortResult, read_cohort
 from MedCLIPSAMLib.cohort_worker import release_engine
 from MedCLIPSAMLib.errors import InputError, OutputError
 from MedCLIPSAMLib.medical_image import MedicalImage, matrix_of
-from MedCLIPSAMTraining.pseudo_cases import PseudoLabelledCase, TrueLabelledCase, find_mask, merge_masks, one_kind
+from MedCLIPSAMTraining.pseudo_cases import (
+    PseudoLabelledCase,
+    TrueLabelledCase,
+    find_mask,
+    merge_masks,
+    one_kind,
+    onto_grid,
+)
 from MedCLIPSAMTraining.pseudo_folds import patient_folds
 from MedCLIPSAMTraining.pseudo_labels import DATASET, dataset_json, set_geometry, write_raw_dataset
 from MedCLIPSAMTraining.pseudo_selection import check_enough, select, write_excluded
-from MedCLIPSAMTraining.weak_settings import SelectionRules
+from MedCLIPSAMTraining.weak_labels import make_labels, source_digest
+from MedCLIPSAMTraining.weak_settings import SelectionRules, WeakSettings
 
 PROMPT, OTHER = "bright spot", "second; absent"
 
@@ -96,6 +109,22 @@ def result(prompt: str, **values) -> CohortResult:
 
 def case(*results: CohortResult) -> list[CohortCase]:
     return [CohortCase("one", Path("one.png"), None, "image", Path("one"), results, False)]
+
+
+def test_a_cohort_is_another_one_only_when_the_choice_changes(cohort_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cohort"
+    shutil.copytree(cohort_folder, folder)
+    settings = WeakSettings(folder)
+    before = source_digest(settings, folder)
+    rows = read_table(folder)
+    write_table(folder, [replace(row, seconds=99.0) for row in rows])
+    (folder / "rejected.txt").write_text("# nobody\r\n")
+    assert source_digest(settings, folder) == before
+    (folder / "rejected.txt").write_text(rows[0].case)
+    rejected = source_digest(settings, folder)
+    (folder / "rejected.txt").unlink()
+    write_table(folder, [replace(rows[0], entropy=0.5), *rows[1:]])
+    assert len({before, rejected, source_digest(settings, folder)}) == 3
 
 
 def test_selection_among_several_prompts() -> None:
@@ -264,6 +293,11 @@ def test_true_masks(tmp_path: Path) -> None:
     assert find_mask(masks, Path("a/image_0.jpg")) == masks / "a" / "image_0.png", "another kind of file"
     assert find_mask(masks, Path("a/image_1.png")) == masks / "image_1.png"
     assert find_mask(masks, Path("a/image_2.png")) is None
+    assert find_mask(masks, Path("a/image_0.dcm")) == masks / "a" / "image_0.png"
+    # of an image that lies elsewhere the name counts: its path would lead back to the image itself
+    for elsewhere in (Path("../images/a/image_1.png"), images / "a" / "image_1.png"):
+        assert find_mask(masks, elsewhere) == masks / "image_1.png"
+    assert find_mask(masks, images / "a" / "image_0.png") is None
     source, mask = images / "a" / "image_0.png", masks / "a" / "image_0.png"
 
     def read(classes: int) -> np.ndarray:
@@ -274,9 +308,86 @@ def test_true_masks(tmp_path: Path) -> None:
         read(2)
     Image.fromarray(np.asarray(Image.open(mask)) // 127).save(mask)
     assert set(np.unique(read(2))) == {0, 2}
+    grey_edge = np.zeros((48, 56), np.uint8)
+    grey_edge[10:20, 10:20], grey_edge[9, 10:20] = 250, 12
+    Image.fromarray(grey_edge).save(mask)
+    assert (read(1) == read_mask(mask)).all() and read(1).sum() == 100, "as the evaluation reads it"
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(mask)
     with pytest.raises(InputError, match=r"shape \(9, 9\), its image \(48, 56\)"):
         read(1)
+
+
+def _oblique() -> np.ndarray:
+    turned = Rotation.from_euler("xyz", (20, -35, 50), degrees=True).as_matrix()
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = turned * (0.7, 0.9, 2.5), (-31.0, 12.5, 80.0)
+    return matrix
+
+
+def test_masks_stored_in_another_order_come_back_onto_the_image() -> None:
+    shape, image_to_ras = (5, 6, 7), _oblique()
+    truth = np.random.default_rng(0).integers(0, 3, shape).astype(np.uint8)
+    for order in itertools.permutations(range(3)):
+        for signs in itertools.product((1, -1), repeat=3):
+            # an independent way to the same: each axis of the stored array is an axis of the image, maybe backwards
+            stored = truth.transpose(2, 1, 0).transpose(order)[tuple(slice(None, None, sign) for sign in signs)]
+            from_stored = np.zeros((4, 4))
+            from_stored[3, 3] = 1
+            for axis, (of_image, sign) in enumerate(zip(order, signs, strict=True)):
+                from_stored[of_image, axis] = sign
+                from_stored[of_image, 3] = 0 if sign > 0 else shape[::-1][of_image] - 1
+            found = onto_grid(stored.transpose(2, 1, 0), image_to_ras @ from_stored, shape, image_to_ras)
+            assert found.dtype == np.uint8 and (found == truth).all(), (order, signs)
+
+
+def test_masks_cut_to_their_labels_are_put_in_place_and_foreign_ones_refused() -> None:
+    shape, image_to_ras = (5, 6, 7), _oblique()
+    truth = np.zeros(shape, np.uint8)
+    truth[1:4, 2:5, 3:6] = 1
+    cut_to_ras = image_to_ras @ np.array([[1, 0, 0, 3], [0, 1, 0, 2], [0, 0, 1, 1], [0, 0, 0, 1.0]])
+    assert (onto_grid(truth[1:, 2:, 3:], cut_to_ras, shape, image_to_ras) == truth).all()
+    padded_to_ras = image_to_ras @ np.array([[1, 0, 0, -1], [0, 1, 0, -2], [0, 0, 1, -1], [0, 0, 0, 1.0]])
+    padded = np.pad(truth, ((1, 1), (2, 2), (1, 1)))
+    assert (onto_grid(padded, padded_to_ras, shape, image_to_ras) == truth).all()
+    padded[0, 0, 0] = 1
+    with pytest.raises(InputError, match="outside of its image"):
+        onto_grid(padded, padded_to_ras, shape, image_to_ras)
+    nudged, stretched = image_to_ras.copy(), image_to_ras @ np.diag([1.1, 1, 1, 1])
+    nudged[:3, 3] += 0.4 * image_to_ras[:3, 0]
+    for other in (nudged, stretched, np.eye(4)):
+        with pytest.raises(InputError, match="does not lie on the voxels"):
+            onto_grid(truth, other, shape, image_to_ras)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".seg.nrrd"])
+def test_a_flipped_volume_mask_is_read_in_place(tmp_path: Path, ending: str) -> None:
+    values = np.random.default_rng(1).normal(100, 20, (6, 40, 36)).astype(np.float32)
+    truth = np.zeros(values.shape, np.uint8)
+    truth[1:3, 5:20, 8:16] = 1
+    image = sitk.GetImageFromArray(values)
+    image.SetSpacing((0.8, 0.8, 3.0))
+    sitk.WriteImage(image, str(tmp_path / "volume.nii.gz"))
+    mask = sitk.GetImageFromArray(truth)
+    mask.CopyInformation(image)
+    sitk.WriteImage(sitk.Flip(mask, (False, True, True)), str(tmp_path / f"mask{ending}"))
+    case = TrueLabelledCase("one", None, tmp_path / "volume.nii.gz", (), tmp_path / f"mask{ending}", 1)
+    assert (case.read()[1] == truth).all()
+
+
+def test_a_mask_belongs_to_one_image(tmp_path: Path) -> None:
+    for kind in ("benign", "malignant"):
+        write_images(tmp_path / "data" / kind, 2, tmp_path / "masks")
+    settings = WeakSettings(tmp_path / "data", masks=tmp_path / "masks", prompts=("a",))
+    with pytest.raises(InputError, match=r"would be the mask of 'benign/image_0\.png' and of 'malignant/image_0\.png'"):
+        make_labels(settings, tmp_path, tmp_path / "raw", tmp_path / "excluded.csv", lambda done, total: None)
+
+
+def test_a_blank_image_is_left_out(tmp_path: Path) -> None:
+    write_images(tmp_path / "data", 4, tmp_path / "masks")
+    Image.fromarray(np.full((48, 56), 7, np.uint16)).save(tmp_path / "data" / "image_0.png")
+    settings = WeakSettings(tmp_path / "data", masks=tmp_path / "masks", prompts=("a",))
+    found = make_labels(settings, tmp_path, tmp_path / "raw", tmp_path / "excluded.csv", lambda done, total: None)
+    assert len(found["patients"]) == 3 and found["excluded"] == {"unreadable": 1}
 
 
 @pytest.mark.parametrize("seed", range(5))

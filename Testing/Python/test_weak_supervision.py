@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -77,13 +78,34 @@ def test_stages_are_done_once_and_belong_to_their_settings(tmp_path: Path, monke
     with WeakWork(tmp_path / "work", settings) as again:
         assert again.done("labels") and again.stage("labels", work) == {"pixels": {"1": 5}} and len(calls) == 2
     other = WeakSettings(data=tmp_path, prompts=("b",), schedule=CyclicalSettings(epochs=6, kept_per_cycle=1))
-    with pytest.raises(InputError, match="prompts a in place of b; schedule epochs 600 in place of 6"):
+    with pytest.raises(InputError, match=r"prompts a in place of b; choose another --work folder, or"):
         WeakWork(tmp_path / "work", other)
+    with WeakWork(tmp_path / "work", replace(settings, schedule=other.schedule)) as planned:
+        planned.stage("prepare", dict)  # before it, another schedule would still have been possible
+    with pytest.raises(InputError, match="schedule epochs 6 in place of 600; schedule kept_per_cycle 1 in place of 10"):
+        WeakWork(tmp_path / "work", settings)
+    planned.again("prepare")
     with pytest.raises(InputError, match="changes samples 1 in place of None"):
         WeakWork(tmp_path / "work", WeakSettings(data=tmp_path, prompts=("a",)))
     (tmp_path / "work" / "stages" / "labels.json").write_text('{"pixels": ', encoding="utf-8")
     with WeakWork(tmp_path / "work", settings) as work_folder, pytest.raises(InputError, match="is damaged"):
         work_folder.stage("labels", work)
+
+
+def test_options_of_an_existing_cohort_are_not_ignored(tmp_path: Path) -> None:
+    pytest.importorskip("nnunetv2")
+    made = {"format": 1, "prompts": ["a"], "engine": "biomedclip", "preset": None, "changes": {}, "window": [0, 80]}
+    (tmp_path / "cohort").mkdir()
+    (tmp_path / "cohort" / "cohort.json").write_text(json.dumps(made))
+    options = WeakOptions(tmp_path / "model", tmp_path / "work")
+    for changes, message in (
+        ({"engine": "clip-vit-b-16"}, "engine clip-vit-b-16: the cohort .* was made with biomedclip"),
+        ({"window": (0.0, 90.0)}, "window .* was made with"),
+        ({"changes": {"samples": "3"}}, "changes .* was made with"),
+        ({"engine": "biomedclip", "window": (0.0, 80.0)}, "0 of 0 cases are left"),  # the same again
+    ):
+        with pytest.raises(InputError, match=message):
+            run_stages(WeakSettings(tmp_path / "cohort", **changes), options, JobLink())
 
 
 def test_progress_over_all_stages_only_grows() -> None:
@@ -249,6 +271,13 @@ def test_images_to_an_engine(images: Path, trained: Path, tmp_path: Path) -> Non
         run_stages(replace(settings, prompts=("other",)), options, JobLink())
     with pytest.raises(InputError, match="holds a model already"):
         run_stages(settings, replace(options, work=tmp_path), JobLink())
+    # A model that was moved away, or is wanted elsewhere, is written again; another one's place is refused.
+    elsewhere = replace(options, output=tmp_path / "elsewhere")
+    run_stages(settings, elsewhere, JobLink())
+    assert (tmp_path / "elsewhere" / "weak.json").read_bytes() == (trained / "weak.json").read_bytes()
+    (tmp_path / "elsewhere" / "weak.json").write_text("{}")
+    with pytest.raises(InputError, match="holds a model already"):
+        run_stages(settings, elsewhere, JobLink())
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -183,11 +184,14 @@ class _Log:
         for line in lines:
             if line.strip():
                 self.last = line.strip()
-                self._file.write(f"{line}\n")
-        self._file.flush()
+                with suppress(OSError):  # a full disk; what needs the room says so
+                    self._file.write(f"{line}\n")
+        with suppress(OSError):
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()
 
 
 def _listen(child: ChildProcess, log: _Log, told: Callable[[dict[str, Any]], None]) -> str:

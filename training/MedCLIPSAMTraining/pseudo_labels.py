@@ -97,6 +97,7 @@ def write_raw_dataset(
             progress(number, len(cases))
         try:
             image, labels = case.read()
+            pixels = None if image.is_volume else _pixels(image, window)
         except InputError as error:
             made.unreadable.append(Excluded(case.name, "", "unreadable", str(error)))
             continue
@@ -106,10 +107,12 @@ def write_raw_dataset(
             continue
         kinds.append("volume" if image.is_volume else "image")
         one_kind(kinds)
-        if image.is_volume:
+        if pixels is None:
             _write_volume(target, case.name, image, labels)
-        elif _write_picture(target, case.name, image, labels, window) == 1:
-            grey.append(case.name)
+        else:
+            _write_picture(target, case.name, pixels, labels)
+            if pixels.ndim == 2:
+                grey.append(case.name)
         modalities.add(image.modality)
         made.patients[case.name] = case.patient
         for label in made.pixels:
@@ -155,18 +158,19 @@ def dataset_json(made: RawDataset, classes: Sequence[str], *, paths: bool) -> di
     return content
 
 
-def _write_picture(
-    target: Path, name: str, image: MedicalImage, labels: np.ndarray, window: tuple[float, float] | None
-) -> int:
-    """Write image and labels; return the channels, 1 also for RGB with equal channels."""
+def _pixels(image: MedicalImage, window: tuple[float, float] | None) -> np.ndarray:
+    """Return an image in 8 bit: (H, W), also of RGB with equal channels, or (H, W, 3)."""
     pixels = to_uint8(image.array, window or image.window)
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         pixels = pixels[..., 0]
+    return pixels
+
+
+def _write_picture(target: Path, name: str, pixels: np.ndarray, labels: np.ndarray) -> None:
     for path, array in ((IMAGES, pixels), (LABELS, labels)):
         file_name = f"{name}_0000.png" if path == IMAGES else f"{name}.png"
         with replacing(target / path / file_name) as file:
             Image.fromarray(np.ascontiguousarray(array)).save(file, format="PNG")
-    return 1 if pixels.ndim == 2 else 3
 
 
 def _to_colour(target: Path, names: Iterable[str]) -> None:

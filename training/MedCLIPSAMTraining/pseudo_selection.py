@@ -17,6 +17,8 @@ from MedCLIPSAMTraining.weak_settings import SelectionRules
 EXCLUDED_FILE = "excluded.csv"
 MINIMUM_CASES = 3
 """Fewer cases teach a network nothing."""
+PSEUDO_REMEDY = "pass more images, another prompt, or a lower --min-confidence and a higher --max-entropy"
+TRUE_REMEDY = "pass more images with masks; a mask has the name of its image, with any ending that can be read"
 _COLUMNS = ("case", "prompt", "reason", "detail")
 
 
@@ -90,8 +92,16 @@ def _reason(case: CohortCase, results: list[CohortResult], rules: SelectionRules
     return None
 
 
-def check_enough(kept: int, excluded: Sequence[Excluded], minimum: int = MINIMUM_CASES) -> None:
+def check_enough(
+    kept: int, excluded: Sequence[Excluded], remedy: str = PSEUDO_REMEDY, minimum: int = MINIMUM_CASES
+) -> None:
     """Make sure that there is enough to train on.
+
+    Args:
+        kept: Cases to train on.
+        excluded: Those that are not.
+        remedy: What to do otherwise.
+        minimum: How many are enough.
 
     Raises:
         InputError: Fewer than ``minimum`` cases are left; the message counts the reasons.
@@ -101,8 +111,7 @@ def check_enough(kept: int, excluded: Sequence[Excluded], minimum: int = MINIMUM
     counts = ", ".join(f"{count} {reason}" for reason, count in Counter(one.reason for one in excluded).most_common())
     raise InputError(
         f"{kept} of {kept + len(excluded)} cases are left to train on, at least {minimum} are needed"
-        f"{f' (left out: {counts})' if counts else ''}; pass more images, another prompt, or a lower --min-confidence "
-        "and a higher --max-entropy."
+        f"{f' (left out: {counts})' if counts else ''}; {remedy}."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -10,18 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from MedCLIPSAMLib.cohort_inputs import find_inputs
-from MedCLIPSAMLib.cohort_rows import TABLE_FILE
-from MedCLIPSAMLib.cohort_table import REJECTED_FILE, Cohort, read_cohort
+from MedCLIPSAMLib.cohort_table import Cohort, read_cohort, read_rejected, read_table
 from MedCLIPSAMLib.errors import InputError
+from MedCLIPSAMLib.medical_image import file_label
 from MedCLIPSAMLib.prompts import check_prompt
 from MedCLIPSAMTraining.pseudo_cases import LabelledCase, PseudoLabelledCase, TrueLabelledCase, find_mask, one_kind
 from MedCLIPSAMTraining.pseudo_labels import write_raw_dataset
-from MedCLIPSAMTraining.pseudo_selection import Excluded, check_enough, select, write_excluded
+from MedCLIPSAMTraining.pseudo_selection import (
+    PSEUDO_REMEDY,
+    TRUE_REMEDY,
+    Excluded,
+    check_enough,
+    select,
+    write_excluded,
+)
 from MedCLIPSAMTraining.weak_settings import WeakSettings
 
 logger = logging.getLogger(__name__)
 
 _ORIGIN = ("engine", "preset", "seed", "changes", "recipe", "weights", "axis", "slices")
+_CHOSEN_BY = ("case", "file", "prompt", "status", "digest", "skipped", "confidence", "entropy", "mask_share")
 
 
 def make_labels(
@@ -60,7 +69,8 @@ def make_labels(
         cases, excluded = _true_cases(settings, settings.masks)
         origin, window = {}, settings.window
     write_excluded(excluded_file, excluded)
-    check_enough(len(cases), excluded)
+    remedy = PSEUDO_REMEDY if settings.masks is None else TRUE_REMEDY
+    check_enough(len(cases), excluded, remedy)
     one_kind([case.kind for case in cases if case.kind])
     made = write_raw_dataset(
         raw,
@@ -72,7 +82,7 @@ def make_labels(
     )
     excluded += made.unreadable
     write_excluded(excluded_file, excluded)
-    check_enough(len(made.patients), excluded)
+    check_enough(len(made.patients), excluded, remedy)
     if made.kind == "image" and settings.configuration != "2d":
         raise InputError(f"configuration {settings.configuration!r} is for volumes; the data are 2D images.")
     logger.info("%d cases to train on, %d left out (see %s).", len(made.patients), len(excluded), excluded_file)
@@ -94,14 +104,15 @@ def make_labels(
 
 
 def source_digest(settings: WeakSettings, cohort_folder: Path) -> str:
-    """Return a digest of what the cases are chosen by, so that a later change is noticed; empty for true masks."""
+    """Return a digest of what the cases are chosen by, so that a later change is noticed; empty for true masks.
+
+    Times, reasons and the form of a file do not count: they change when a cohort is merely run again.
+    """
     if settings.masks is not None:
         return ""
-    found = hashlib.sha256()
-    for name in (TABLE_FILE, REJECTED_FILE):
-        path = cohort_folder / name
-        found.update(path.read_bytes() if path.is_file() else b"")
-    return found.hexdigest()
+    rows = [[getattr(row, name) for name in _CHOSEN_BY] for row in read_table(cohort_folder)]
+    content = json.dumps([sorted(rows, key=str), sorted(read_rejected(cohort_folder))])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _prompts(settings: WeakSettings, cohort: Cohort) -> tuple[str, ...]:
@@ -120,10 +131,16 @@ def _true_cases(settings: WeakSettings, masks: Path) -> tuple[list[LabelledCase]
     _, inputs = find_inputs(settings.data, masks)
     cases: list[LabelledCase] = []
     excluded = []
+    of_mask: dict[Path, str] = {}
     for one in inputs:
         mask = find_mask(masks, Path(one.file))
-        if mask is None:
+        if mask is None or mask.resolve() == one.path.resolve():
             excluded.append(Excluded(one.name, "", "no mask", "no file of this name among the masks"))
+        elif (other := of_mask.setdefault(mask, one.file)) != one.file:
+            raise InputError(
+                f"{file_label(mask)} would be the mask of {other!r} and of {one.file!r}; put the masks into folders "
+                "like those of the images."
+            )
         else:
             cases.append(TrueLabelledCase(one.name, one.patient, one.path, one.parts, mask, len(settings.prompts)))
     return cases, excluded

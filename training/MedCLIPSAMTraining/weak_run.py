@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from MedCLIPSAMLib.cohort import run_cohort
-from MedCLIPSAMLib.cohort_table import SETTINGS_FILE
+from MedCLIPSAMLib.cohort_rows import DONE
+from MedCLIPSAMLib.cohort_table import SETTINGS_FILE, read_settings
 from MedCLIPSAMLib.cohort_worker import release_engine
 from MedCLIPSAMLib.engines import choose_device
 from MedCLIPSAMLib.ensemble_folder import WEAK_FILE, ModelClass, write_model_folder
@@ -64,13 +66,18 @@ class WeakTraining:
             OutputError: It cannot be written.
         """
         check_output_folder(self.options.output)
-        trained = all(self.work.done(f"train-{fold}") for fold in self.settings.folds)
-        if (self.options.output / WEAK_FILE).exists() and not trained:
+        model = self.options.output / WEAK_FILE
+        written = self.work.found("model")
+        own = written is not None and model.is_file() and written["sha256"] == _digest(model)
+        half = written is None and all(self.work.done(f"train-{fold}") for fold in self.settings.folds)
+        if model.exists() and not own and not half:
             raise InputError(f"{self.options.output} holds a model already; choose another --output folder.")
         if not self._existing_cohort():
             for name, folder in (("output", self.options.output), ("work", self.options.work)):
                 if folder.is_relative_to(self.settings.data):
                     raise InputError(f"{folder} lies among the images of {self.settings.data}; pass another --{name}.")
+        if self._existing_cohort():
+            self._check_cohort_options()
         if not self.settings.prompts and not self._existing_cohort():
             raise InputError("there is no prompt; say what to segment: --prompt TEXT, for example --prompt 'lung'.")
         for prompt in self.settings.prompts:
@@ -79,6 +86,9 @@ class WeakTraining:
     def run(self) -> None:
         """Do the stages."""
         if self.settings.masks is None and not self._existing_cohort():
+            # What failed for a reason that has passed since is tried again, as long as nothing is built on it.
+            if (self.work.found("cohort") or {}).get("failed") and not self.work.done("labels"):
+                self.work.again("cohort")
             self.work.stage("cohort", self._make_cohort)
         labels = self.work.stage("labels", self._make_labels)
         if not self.work.done("model") and labels["source"] != source_digest(self.settings, self._cohort_folder()):
@@ -89,7 +99,22 @@ class WeakTraining:
         self.work.stage("prepare", lambda: self._prepare(labels))
         for number, fold in enumerate(self.settings.folds):
             self.work.stage(f"train-{fold}", lambda number=number, fold=fold: self._train(number, fold))
+        if not (self.options.output / WEAK_FILE).is_file():
+            self.work.again("model")  # it was moved away, or is wanted in another folder
         self.work.stage("model", lambda: self._write_model(labels))
+
+    def _check_cohort_options(self) -> None:
+        """Refuse what was settled when the existing cohort was made, and would have no effect."""
+        made = read_settings(self.settings.data) or {}
+        asked, usual = self.settings, WeakSettings(self.settings.data)
+        for name in ("engine", "preset", "changes", "window"):
+            value = getattr(asked, name)
+            value = list(value) if isinstance(value, tuple) else value
+            if value != getattr(usual, name) and value != made.get(name):
+                raise InputError(
+                    f"{name} {value}: the cohort {asked.data} was made with {made.get(name)}; leave the option out, or "
+                    "segment again."
+                )
 
     # ---- Cohort ------------------------------------------------------------------------------------------------------
 
@@ -119,7 +144,8 @@ class WeakTraining:
             )
         finally:
             release_engine()
-        return {"cases": len(cohort.cases)}
+        states = [result.status for case in cohort.cases for result in case.results]
+        return {"cases": len(cohort.cases), "failed": len(states) - states.count(DONE)}
 
     def _make_labels(self) -> dict[str, Any]:
         def progress(done: int, total: int) -> None:
@@ -228,4 +254,8 @@ class WeakTraining:
             },
         )
         self.course.tell("model", 1, 1, "Finished")
-        return {"kept": len(model.kept)}
+        return {"kept": len(model.kept), "sha256": _digest(self.options.output / WEAK_FILE)}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -40,6 +40,14 @@ LOCK_PATIENCE = 15.0
 """Seconds; processes of a run that was killed notice it within about five."""
 SHARES = {"cohort": 200, "labels": 20, "prepare": 80, "train": 680, "model": 20}
 """Of the whole work, in thousandths; for the progress, which is for people."""
+DECIDED = {
+    "rules": "labels",
+    "configuration": "labels",
+    "plans": "prepare",
+    "schedule": "prepare",
+    "folds": "prepare",
+}
+"""The first stage that a setting decides; those that are not listed decide the cohort."""
 _BETWEEN_LINES = 60.0  # seconds, where there is no terminal
 
 
@@ -90,18 +98,21 @@ class WeakWork:
     def _claim(self, settings: WeakSettings) -> None:
         path, now = self.path / "run.json", settings.as_dict()
         before = _read(path)
-        # Until a stage is done nothing depends on the settings, which may have been a mistake; a cohort that was begun
-        # looks after itself.
-        if before is None or not any((self.path / "stages").glob("*.json")):
-            write_json(path, {"format": FORMAT, "settings": now})
-            return
-        if before.get("format") != FORMAT:
+        # A setting may still change while no stage that it decides is done; a cohort that was begun looks after itself.
+        done = {file.stem.partition("-")[0] for file in (self.path / "stages").glob("*.json")}
+        if before is not None and done and before.get("format") != FORMAT:
             raise InputError(f"{path} is not of this version; choose another --work folder.")
-        if found := difference(before["settings"], now):
+        order = list(SHARES)
+        last = max((order.index(stage) for stage in done & SHARES.keys()), default=-1)
+        fixed = {name for name in now if order.index(DECIDED.get(name, "cohort")) <= last}
+        old = (before or {}).get("settings", {})
+        if found := difference({name: old.get(name) for name in fixed}, {name: now[name] for name in fixed}):
+            cohort = f", with --cohort {self.cohort} in place of --data" if "cohort" in done else ""
             raise InputError(
-                f"{self.path} belongs to a run with {'; '.join(found[:3])}; choose another --work folder, or delete "
-                "this one."
+                f"{self.path} belongs to a run with {'; '.join(found[:3])}; choose another --work folder{cohort}, or "
+                "delete this one."
             )
+        write_json(path, {"format": FORMAT, "settings": now})
 
     def stage(self, name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Do a stage, unless it is done.
@@ -123,7 +134,15 @@ class WeakWork:
 
     def done(self, name: str) -> bool:
         """Whether a stage is done."""
-        return _read(self.path / "stages" / f"{name}.json") is not None
+        return self.found(name) is not None
+
+    def found(self, name: str) -> dict[str, Any] | None:
+        """Return what a stage found, None if it is not done."""
+        return _read(self.path / "stages" / f"{name}.json")
+
+    def again(self, name: str) -> None:
+        """Let a stage be done once more."""
+        (self.path / "stages" / f"{name}.json").unlink(missing_ok=True)
 
 
 class Course:

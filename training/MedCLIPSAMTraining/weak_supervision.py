@@ -138,9 +138,10 @@ def main(
             )
             if cohort is not None and not (settings.data / "cohort.json").is_file():
                 raise InputError(f"{cohort} is no cohort; make one with segment-cohort.")
+            whole = output.expanduser().absolute()
             options = WeakOptions(
-                output=output.expanduser().absolute(),
-                work=(work or output.with_name(output.name + "-work")).expanduser().absolute(),
+                output=whole,
+                work=(work.expanduser().absolute() if work else whole.with_name(whole.name + "-work")),
                 device=device,
                 workers=workers,
             )
