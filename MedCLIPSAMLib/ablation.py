@@ -16,7 +16,7 @@ from MedCLIPSAMLib.ablation_values import Result, collect, read_labels
 from MedCLIPSAMLib.cases import Case, find_cases, read_mask
 from MedCLIPSAMLib.ensemble_folder import read_model_folder
 from MedCLIPSAMLib.errors import InputError
-from MedCLIPSAMLib.file_output import check_output_folder, replacing
+from MedCLIPSAMLib.file_output import check_output_folder, only_run_in, replacing
 from MedCLIPSAMLib.prompt_sets import load_prompt_set
 from MedCLIPSAMLib.prompts import SET_PREFIX, check_prompt, wordings
 from MedCLIPSAMLib.weak_recipe import WEAK
@@ -68,7 +68,7 @@ def ablate(
     Raises:
         InputError: Data, task, table, engine, prompt or folder of a model cannot be used.
         OutputError: ``output`` cannot be written.
-        MedCLIPSAMError: surface-distance is not installed.
+        MedCLIPSAMError: surface-distance is not installed, or another run works in ``output``.
     """
     from MedCLIPSAMLib.engines import load_engine
     from MedCLIPSAMLib.evaluation import chosen_cases
@@ -84,12 +84,13 @@ def ablate(
     output = check_output_folder(output)
     check_output_folder(output / RUNS_FOLDER)
     cases = {case_key(case): case for case in chosen}
-    measured = _prepare(rows, output / RUNS_FOLDER, seed)
     heading = Heading(task, split, _shown(prompt), seed, tuple(models.engines), len(cases))
-    write = _Writer(output / _name(task, tables), heading, rows, measured, cases, read_labels(data_dir, split))
-    write()
-    every = [one for group in measured for one in group]
-    measure_all(every, cases, seed, device, load or load_engine, progress, write)
+    with only_run_in(output):
+        measured = _prepare(rows, output / RUNS_FOLDER, seed)
+        write = _Writer(output / _name(task, tables), heading, rows, measured, cases, read_labels(data_dir, split))
+        write()
+        every = [one for group in measured for one in group]
+        measure_all(every, cases, seed, device, load or load_engine, progress, write)
     return write.file
 
 

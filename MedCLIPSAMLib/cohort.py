@@ -13,8 +13,8 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,8 @@ from MedCLIPSAMLib.cohort_table import (
 )
 from MedCLIPSAMLib.cohort_worker import digest_of
 from MedCLIPSAMLib.engines import check_choice, choose_device
-from MedCLIPSAMLib.errors import InputError, MedCLIPSAMError
-from MedCLIPSAMLib.file_output import check_output_folder, write_json
+from MedCLIPSAMLib.errors import InputError
+from MedCLIPSAMLib.file_output import check_output_folder, only_run_in, write_json
 from MedCLIPSAMLib.medical_image import file_label
 from MedCLIPSAMLib.prompts import check_prompt, wordings
 from MedCLIPSAMLib.weak_recipe import WEAK
@@ -45,7 +45,6 @@ from MedCLIPSAMLib.worker_engines import describe_device
 
 logger = logging.getLogger(__name__)
 
-LOCK_FILE = ".cohort.lock"
 _TABLE_EVERY = 30.0  # seconds between two writings of the table
 _MEMORY = 4e9  # bytes for a process with the models of a middling engine
 
@@ -126,7 +125,7 @@ def run_cohort(
     if scheduler is None and workers is None:
         workers = default_workers(request.device)
     table: _Table | None = None
-    with _locked(output):
+    with only_run_in(output):
         _tidy(output)
         try:
             with processes(min(workers or 1, len(chosen)), scheduler) as engine:
@@ -305,21 +304,3 @@ def _tidy(output: Path) -> None:
             else:
                 with suppress(OSError):
                     path.unlink()
-
-
-@contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Keep a second run out of the folder; the system opens the lock when the process ends in whatever way."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(output / LOCK_FILE, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise MedCLIPSAMError(
-            f"another run works in {file_label(output)}; wait for its end, or name another folder."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()

@@ -18,9 +18,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from MedCLIPSAMLib.errors import InputError, OutputError
+from MedCLIPSAMLib.errors import InputError, MedCLIPSAMError, OutputError
 from MedCLIPSAMLib.medical_image import LPS_RAS, file_label
 
+LOCK_FILE = ".medclipsam.lock"
+"""In a folder in which only one run may work."""
 _GZIP_LEVEL = 1  # saliency maps shrink little; level 6 is several times slower for a few percent
 
 
@@ -61,6 +63,28 @@ def check_output_folder(path: str | Path) -> Path:
     except OSError as error:
         raise _output_error(folder, error) from error
     return folder
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Keep a second run out of a folder; the system opens the lock when the process ends in whatever way.
+
+    Raises:
+        MedCLIPSAMError: Another run works there.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise MedCLIPSAMError(
+            f"another run works in {file_label(folder)}; wait for its end, or name another folder."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

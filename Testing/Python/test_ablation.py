@@ -25,8 +25,9 @@ from MedCLIPSAMLib.ablation_rows import TABLES, plan_rows
 from MedCLIPSAMLib.ablation_values import subtype_of
 from MedCLIPSAMLib.cases import find_cases
 from MedCLIPSAMLib.engines import engine_weights, load_engine
-from MedCLIPSAMLib.errors import InputError, MissingWeightsError
+from MedCLIPSAMLib.errors import InputError, MedCLIPSAMError, MissingWeightsError
 from MedCLIPSAMLib.evaluation import evaluate
+from MedCLIPSAMLib.file_output import only_run_in
 from MedCLIPSAMLib.results import PromptResult, VisualPrompts
 from MedCLIPSAMLib.weights import resolve
 
@@ -374,6 +375,11 @@ def test_a_run_that_fails_does_not_stop_the_others(discs, tmp_path):
     found = read_csv(ablate(discs, TASK, tmp_path, tables=("5",), split="test", models=LITE, load=load))
     assert found["5", "one", "gScoreCAM"]["reason"].endswith("this tower serves no gScoreCAM.")
     assert [found["5", "two", label]["status"] for label in ("patch similarity", "M2IB", "GradCAM")] == ["done"] * 3
+
+
+def test_two_runs_do_not_share_a_folder(discs, tmp_path):
+    with only_run_in(tmp_path), pytest.raises(MedCLIPSAMError, match="another run works in"):
+        ablate(discs, TASK, tmp_path, tables=("5",), split="test", models=LITE, load=load)
 
 
 def test_a_folder_without_manifest(discs, tmp_path):

@@ -20,13 +20,13 @@ from typer.testing import CliRunner
 
 from MedCLIPSAMLib import cohort_cluster, cohort_worker
 from MedCLIPSAMLib.cli_cohort import segment_cohort
-from MedCLIPSAMLib.cohort import LOCK_FILE, run_cohort
+from MedCLIPSAMLib.cohort import run_cohort
 from MedCLIPSAMLib.cohort_inputs import find_inputs
 from MedCLIPSAMLib.cohort_measures import measures, notes_of_files
 from MedCLIPSAMLib.cohort_table import read_cohort
 from MedCLIPSAMLib.errors import CancelledError, InputError, MedCLIPSAMError, OutputError
 from MedCLIPSAMLib.file_io import read_image
-from MedCLIPSAMLib.file_output import write_map_nrrd
+from MedCLIPSAMLib.file_output import LOCK_FILE, write_map_nrrd
 from MedCLIPSAMLib.geometry import SliceGeometry
 from MedCLIPSAMLib.images import to_uint8
 from MedCLIPSAMLib.worker_engines import ENGINE_VARIABLE
