@@ -10,65 +10,26 @@ from pathlib import Path
 
 import pytest
 from panel_scenes import wait_until
+from train_steps import PATIENCE, fill, shown, started, training_panel
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "Testing" / "Python"))
 
 from weak_sets import write_images  # noqa: E402
 
-PATIENCE = 240.0  # seconds; torch is imported several times on what may be a busy machine
 PROMPT = "bright spot"
 
 
 @pytest.fixture
 def panel(module, monkeypatch, tmp_path):
     """The panel with the entry chosen, and a quick engine for the pseudo-labels; every job is ended afterwards."""
-    import qt
-
     pytest.importorskip("nnunetv2")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("MEDCLIPSAM_WORKER_ENGINE", "stand_in_engine:load")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "Testing" / "Python"), os.environ["PYTHONPATH"]]))
-    qt.QSettings().clear()
-    panel = shown(module)
-    yield panel
-    store = panel.logic.jobStore
-    for job in store.jobs():
-        job.cancel()
-    wait_until(lambda: all(job.state not in ("waiting", "running") for job in store.jobs()), PATIENCE)
-
-
-def shown(module):
-    """The panel, entered, with the section Train open."""
-    representation = module.widgetRepresentation()
-    panel = representation.self().panel
-    panel.ui.trainSection.collapsed = False
-    representation.enter()
-    panel.ui.jobComboBox.setCurrentIndex(panel.ui.jobComboBox.findData("weak-supervision"))
-    return panel
-
-
-def fill(panel, **values):
-    """Put values into the form."""
-    for name, value in values.items():
-        widget = panel.ui.jobFieldsArea.findChild("QWidget", f"jobField_{name}")
-        if name == "data":
-            widget.currentPath = str(value)
-        elif name in ("plans", "configuration", "device"):
-            widget.setCurrentIndex(widget.findData(value))
-        elif name in ("prompt", "engine"):
-            widget.text = str(value)
-        else:
-            widget.value = value
-
-
-def started(panel):
-    """Press Start; return the job."""
-    panel.ui.startJobButton.click()
-    jobs = panel.logic.jobStore.jobs()
-    assert jobs, panel.ui.logEdit.plainText
-    return jobs[0]
+    with training_panel(module, "weak-supervision") as panel:
+        yield panel
 
 
 def test_a_mistake_is_told(panel, tmp_path):
@@ -97,7 +58,7 @@ def test_start_follow_cancel_find_again_resume_and_use(panel, module, tmp_path):
 
     slicer_double.unload_module("MedCLIPSAM")  # as when Slicer is closed, or the module reloaded
     assert job.state == "running"
-    panel = shown(slicer_double.load_module(str(Path(module.path))))
+    panel = shown(slicer_double.load_module(str(Path(module.path))), "weak-supervision")
     assert panel.ui.jobsTable.rowCount == 1 and panel.ui.jobsTable.item(0, 1).text() == "Running"
     latest = next((job.folder / "work" / "nnunet" / "results").rglob("fold_all")) / "checkpoint_latest.pth"
     wait_until(latest.exists, PATIENCE)
