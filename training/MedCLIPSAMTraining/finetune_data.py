@@ -168,7 +168,10 @@ class FinetuneData:
                 self._known[file] = features
             say(done, len(mine), "Features of the images")
         self._processes.wait()
-        model.settle(map(_readable, list(files)[:SETTLING_IMAGES]))
+        # From the whole list: tables are often sorted, by modality or by hospital.
+        spread = np.unique(np.linspace(0, len(files) - 1, SETTLING_IMAGES).round().astype(int))
+        every = list(files)
+        model.settle(_readable(every[place]) for place in spread)
 
     def next_batch(self, model: TrainableClip, step: int, workers: int) -> PairBatch:
         """Return this process's part of the batch of a step, counted from 0 over all epochs.

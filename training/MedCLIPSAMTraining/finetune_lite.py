@@ -189,7 +189,7 @@ def _frozen_digest(state: dict[str, Tensor]) -> str:
     for name in sorted(state):
         if not name.startswith(_TRAINED):
             digest.update(name.encode())
-            digest.update(state[name].contiguous().numpy().tobytes())
+            digest.update(state[name].cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

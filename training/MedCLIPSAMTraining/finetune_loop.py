@@ -172,7 +172,8 @@ class Trainer:
     def _penalty(self) -> list[Tensor]:
         """Return the model's own term, if it has one: the same on all processes, as then is its gradients' mean."""
         penalty = self.model.penalty()
-        return [] if penalty is None else [penalty]
+        locked = penalty is not None and not penalty.requires_grad  # what it would keep cannot move
+        return [] if penalty is None or locked else [penalty]
 
     def _seed(self, chunk: int, chunks: int) -> None:
         """Draw dropout by step and chunk of the global batch: the same after a resume, and for any division of equal
