@@ -248,7 +248,9 @@ class Session:
 
     def scene_closing(self) -> None:
         """Forget everything about the scene that is being closed; a run is cancelled and its results are dropped."""
-        if self._run is not None:
+        if self._run is not None and self._run.computed:
+            self._end_run()
+        elif self._run is not None:
             self.worker.cancel(self._run.task_id)
             # The child may still be writing: the folder goes when the task has ended.
             self._abandoned[self._run.task_id] = self._run.folder

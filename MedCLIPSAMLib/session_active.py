@@ -36,6 +36,7 @@ class ActiveRun:
         over: Whether nothing more will come.
         finished: Whether it ended well.
         pace: Seconds for a slice and prompt, once they are known.
+        computed: Whether the child has done its part, so that it writes no more and nothing more comes from it.
     """
 
     kind: Literal["segment", "refine"]
@@ -51,8 +52,8 @@ class ActiveRun:
     over: bool = False
     finished: bool = False
     pace: float | None = None
+    computed: bool = False
     _results: deque[dict[str, Any]] = field(default_factory=deque)
-    _computed: bool = False
 
     def take(self, event: dict[str, Any]) -> list[SessionEvent]:
         """Take one of the child's events."""
@@ -69,7 +70,7 @@ class ActiveRun:
         if kind == "result":
             self._results.append(event)
         elif kind == "done":
-            self._computed = True
+            self.computed = True
             self.status = Status("showing results")
             if self.kind == "segment" and self._results:
                 seconds = sum(sum(result.get("seconds", {}).values()) for result in self._results)
@@ -84,7 +85,7 @@ class ActiveRun:
 
     def publish_next(self, scene: Any) -> list[SessionEvent]:
         """Bring one result into the scene, once the child has computed all of them; after the last one, end."""
-        if not self._computed or self.over:
+        if not self.computed or self.over:
             return []
         if not self._results:
             self.over = self.finished = True

@@ -334,6 +334,22 @@ def test_nodes_removed_during_a_run(slicer_scene: Any, session: Session, removed
         assert "removed" in ends[0].text
 
 
+def test_a_scene_closed_between_two_results_leaves_no_file(slicer_scene: Any, session: Session, tmp_path: Path) -> None:
+    """The child has done its part by then, so nothing more comes from it."""
+    array, _ = bright_box()
+    volume = slicer_scene.add_volume(array, np.eye(4), "case")
+    session.run(RunRequest(volume.GetID(), ("bright", "absent", "bright; again"), axis=0, index=3))
+    end = time.monotonic() + 60
+    while not any(event.kind == "result" for event in session.poll()):
+        assert time.monotonic() < end
+        session.rest()
+    assert session.state == "running" and list((tmp_path / "session").iterdir())
+    session.scene_closing()
+    slicer_scene.scene.Clear(0)
+    assert session.state == "idle" and not list((tmp_path / "session").iterdir())
+    assert session.poll() == []
+
+
 def test_kill_at_ten_stages_leaves_the_scene_alone(slicer_scene: Any, worker: WorkerClient, tmp_path: Path) -> None:
     """SIGKILL after 0 to 9 twentieths of a run: an error, an unchanged scene, and the next run works."""
     import os
