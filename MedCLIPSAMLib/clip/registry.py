@@ -16,7 +16,13 @@ CLIP_WEIGHTS: dict[str, tuple[str, ...]] = {
     "pmc-clip": ("pmc-clip-image", "pmc-clip-text", "pmc-clip-projection", TOKENIZER),
 }
 """The names in ``weights.registry()`` of the files that each model is made of."""
-_FINETUNED = ("pytorch_model.bin", "model.safetensors", "open_clip_pytorch_model.bin", "open_clip_model.safetensors")
+FINETUNED_NAMES = (
+    "pytorch_model.bin",
+    "model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_model.safetensors",
+)
+"""Of a fine-tuned CLIP's checkpoint in a folder, the first that is there."""
 _SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".safetensors")
 
 
@@ -105,7 +111,7 @@ def find_checkpoint(folder: Path) -> Path:
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist; pass the folder of a fine-tuned CLIP, or its checkpoint.")
     found = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES and path.is_file())
-    usual = [path for name in _FINETUNED for path in found if path.name == name]
+    usual = [path for name in FINETUNED_NAMES for path in found if path.name == name]
     if usual:
         return usual[0]
     if len(found) != 1:

@@ -105,6 +105,13 @@ def test_padding_in_a_batch_changes_nothing(model):
     np.testing.assert_allclose(model.encode(SENTENCES[::-1])[::-1], together[: len(SENTENCES)], rtol=0, atol=1e-6)
 
 
+def test_many_texts_come_back_in_their_order(model):
+    """They are encoded by length, some at a time."""
+    many = [f"{'dark ' * (number * 7 % 31)}spot {number}" for number in range(150)]
+    alone = np.concatenate([model.encode([text]) for text in many])
+    np.testing.assert_allclose(model.encode(many), alone, rtol=0, atol=1e-6)
+
+
 def test_equal_texts_give_bit_equal_vectors(model):
     np.testing.assert_array_equal(model.encode(SENTENCES), model.encode(SENTENCES))
 

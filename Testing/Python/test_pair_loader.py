@@ -29,6 +29,7 @@ from MedCLIPSAMTraining.image_text_data import (
     clean,
     split,
 )
+from MedCLIPSAMTraining.pair_broken import write_skipped
 
 
 @pytest.fixture
@@ -262,7 +263,7 @@ def test_validation_pairs_are_not_judged_by_themselves(tmp_path: Path):
         assert validated(run) == [row for row in range(40) if row not in (2, 5, 30)]
     run.next_batch(model, 0, 0)
     run.close()
-    run.write_skipped(tmp_path / "skipped.csv")
+    write_skipped(tmp_path / "skipped.csv", run.skipped)
     with (tmp_path / "skipped.csv").open(encoding="utf-8", newline="") as file:
         assert [row["row"] for row in csv.DictReader(file)] == ["2", "5", "30"]
     break_images(PairIndex.read(table), [7, 8])

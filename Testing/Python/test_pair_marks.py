@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pair_sets import LONG, write_csv, write_pictures
+from pair_sets import LONG, picture, write_csv, write_pictures
 
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMTraining import pair_sources
@@ -81,7 +81,7 @@ def test_test_rows_are_in_no_batch_and_val_rows_validate(tmp_path: Path, caplog:
         assert set(data._plan.epoch(epoch).ravel().tolist()) <= set(range(9))
     assert "9 rows for training, 5 for validation and 6 for testing" in caplog.text
     assert data.report()["marked"] == {"train": 9, "validation": 5, "test": 6}
-    assert "correct the column split" not in caplog.text
+    assert "among the training" not in caplog.text
 
 
 def test_without_val_rows_a_share_of_the_training_rows_validates(tmp_path: Path) -> None:
@@ -105,9 +105,26 @@ def test_pairs_of_their_own_for_validation(tmp_path: Path, caplog: pytest.LogCap
         data_of(path, validation=tests)
 
 
+def test_validation_pairs_that_are_trained_on_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In a table of their own: by the patient's name, and by the image's content, whatever its file is called."""
+    path = table(tmp_path / "a", ["-"] * 8)
+    others = table(tmp_path / "b", ["-"] * 6, patients=["p3", "p7", "q", "r", "s", "t"])
+    images = [tmp_path / "b" / f"{number:03}.png" for number in range(6)]
+    for number, image in enumerate(images):
+        image.write_bytes(picture(20 + number))
+    images[5].write_bytes((tmp_path / "a" / "002.png").read_bytes())
+    data_of(path, validation=others)
+    assert "2 patients and 1 images of the validation pairs are among the training pairs too" in caplog.text
+    caplog.clear()
+    images[5].write_bytes(picture(30))
+    rows = [[image.name, f"{LONG}{number}"] for number, image in enumerate(images)]
+    data_of(path, validation=write_csv(tmp_path / "b" / "new.csv", [["file", "caption"], *rows]))
+    assert "among the training" not in caplog.text
+
+
 def test_a_split_that_cannot_be_right(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(InputError, match="no row for training"):
         data_of(table(tmp_path, ["test"] * 4 + ["val"] * 4))
     patients = [f"p{number % 6}" for number in range(12)]
     data_of(table(tmp_path, ["train"] * 8 + ["test"] * 4, patients=patients))
-    assert "4 patients and 0 images of the test rows are among the training rows too" in caplog.text
+    assert "4 patients and 0 images of the test pairs are among the training pairs too" in caplog.text

@@ -137,17 +137,20 @@ def main(
     chunk: Annotated[
         int,
         Option(
+            min=0,
             help="Pairs computed at once on a device, where the batch does not fit; the result stays that of the "
             "batch (gradient caching). 0: all.",
             rich_help_panel=_MACHINE,
         ),
     ] = 0,
-    workers: Annotated[int, Option(help="Loader processes; 0: none.", rich_help_panel=_MACHINE)] = RunOptions.workers,
+    workers: Annotated[
+        int, Option(min=0, help="Loader processes; 0: none.", rich_help_panel=_MACHINE)
+    ] = RunOptions.workers,
     save_every: Annotated[
-        int, Option(help="Steps between two checkpoints.", rich_help_panel=_MACHINE)
+        int, Option(min=1, help="Steps between two checkpoints.", rich_help_panel=_MACHINE)
     ] = RunOptions.save_every,
     validate_every: Annotated[
-        int, Option(help="Steps between two validations; 0: once an epoch.", rich_help_panel=_MACHINE)
+        int, Option(min=0, help="Steps between two validations; 0: once an epoch.", rich_help_panel=_MACHINE)
     ] = RunOptions.validate_every,
     layout: Annotated[
         list[str] | None,

@@ -24,13 +24,13 @@ from MedCLIPSAMTraining.image_text_data import (
     Pair,
     PairIndex,
     PairLoader,
+    Skipped,
     clean,
     local_image,
     marked_rows,
     split,
 )
-from MedCLIPSAMTraining.pair_broken import write_skipped
-from MedCLIPSAMTraining.pair_split import shared
+from MedCLIPSAMTraining.pair_split import shared, shared_between
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +118,7 @@ class FinetuneData:
             if len(validation):
                 logger.info("The rows marked val are left out too, for there are validation pairs of their own.")
             self.validation = _for_validation(source.read(source.validation, settings.minimum_characters)[0])
+            _tell_shared("validation", *shared_between(self.training, self.validation))
         elif len(validation):
             self.validation = index.take(validation)
         else:
@@ -133,10 +134,13 @@ class FinetuneData:
                 f"there is {len(self.validation)} pair for validation, and retrieval needs 2; pass a larger "
                 "--validation-share, or 0 for none."
             )
+        _check_captions(self.training, settings.batch)
         self._plan = BatchPlan(self.training, batch=settings.batch, seed=settings.seed)
         self.epoch_steps = len(self._plan)
-        keys = blake2b(np.ascontiguousarray(self.validation.caption_keys).data, digest_size=16).hexdigest()
-        self.identity = {"pairs": len(self.training), "plan": self._plan.fingerprint, "validation": keys}
+        keys = blake2b(digest_size=16)
+        for some in (self.validation.caption_keys, self.validation.image_keys):
+            keys.update(np.ascontiguousarray(some).data)
+        self.identity = {"pairs": len(self.training), "plan": self._plan.fingerprint, "validation": keys.hexdigest()}
         self._broken = BrokenImages(source.broken_share, len(self.training) + len(self.validation))
         self._validation_loader: PairLoader | None = None
         self._batches: Iterator[PairBatch] | None = None
@@ -191,10 +195,10 @@ class FinetuneData:
             self._batches.close()
             self._batches = None
 
-    def write_skipped(self, path: Path) -> None:
-        """List the images that could not be read, if there are any; the row is that of the training or validation."""
-        if self._broken.skipped:
-            write_skipped(path, self._broken.skipped.values())
+    @property
+    def skipped(self) -> list[Skipped]:
+        """The images that this process could not read; their rows are those of the training or validation."""
+        return list(self._broken.skipped.values())
 
     def _training_batches(self, model: TrainableClip, step: int, workers: int) -> Iterator[PairBatch]:
         loader = self._new_loader(self.training, self._plan, model, workers)
@@ -260,12 +264,32 @@ def _tell_marks(index: PairIndex, training: np.ndarray, validation: np.ndarray, 
     if not len(training):
         raise InputError("the column split marks no row for training; mark some as train.")
     for name, rows in (("validation", validation), ("test", test)):
-        patients, images = shared(index, training, rows)
-        if patients or images:
-            logger.warning(
-                "%d patients and %d images of the %s rows are among the training rows too; correct the column split.",
-                *(patients, images, name),
-            )
+        _tell_shared(name, *shared(index, training, rows))
+
+
+def _tell_shared(name: str, patients: int, images: int) -> None:
+    if patients or images:
+        logger.warning(
+            "%d patients and %d images of the %s pairs are among the training pairs too; what is measured there is "
+            "better than it would be with new ones. Correct the tables.",
+            *(patients, images, name),
+        )
+
+
+def _check_captions(index: PairIndex, batch: int) -> None:
+    """Refuse captions so equal that a batch would have nothing to contrast.
+
+    Raises:
+        InputError: One of them fills at least one batch.
+    """
+    _, places, counts = np.unique(index.caption_keys, return_index=True, return_counts=True)
+    most = counts.argmax()
+    if counts[most] > (batch - 1) * (len(index) // batch):
+        raise InputError(
+            f"{counts[most]} of {len(index)} training pairs have the caption {index.captions[int(places[most])]!r}; in "
+            f"batches of {batch} some would hold no other, and nothing to tell it from. Pass a larger --batch, or "
+            "captions that differ."
+        )
 
 
 def _readable(file: str) -> np.ndarray | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from MedCLIPSAMLib.errors import InputError, MedCLIPSAMError
+from MedCLIPSAMLib.memory import is_out_of_memory
 from MedCLIPSAMTraining.finetune_distributed import Processes
 from MedCLIPSAMTraining.finetune_models import TrainableClip
 from MedCLIPSAMTraining.finetune_settings import LOSSES, Course, FinetuneSettings
@@ -110,8 +111,29 @@ class Trainer:
 
         Raises:
             InputError: See :mod:`MedCLIPSAMTraining.losses`.
-            MedCLIPSAMError: The loss or its gradient is not finite; the weights are those before the step.
+            MedCLIPSAMError: The loss or its gradient is not finite, or memory ran out; the weights are those before the
+                step.
         """
+        with self._memory(len(batch.captions)):
+            return self._train_step(batch)
+
+    @contextlib.contextmanager
+    def _memory(self, pairs: int) -> Iterator[None]:
+        """Say what helps where memory runs out."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            at_once = min(self.chunk or pairs, pairs)
+            smaller = f"pass --chunk {max(1, at_once // 4)}"
+            remedy = smaller if at_once > 1 else "take a device with more, or --device cpu"
+            raise MedCLIPSAMError(
+                f"the memory of {self.processes.device} ran out with {at_once} pairs at once; {remedy}. The result "
+                "stays the same, and the run goes on where it was saved."
+            ) from error
+
+    def _train_step(self, batch: PairBatch) -> StepReport:
         rate = self.course.learning_rate(self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -186,8 +208,15 @@ class Trainer:
     def encode(self, batch: PairBatch) -> tuple[np.ndarray, np.ndarray]:
         """Return the image and text features of a batch, (b, D) float32 each, not normalised, for validation."""
         self.model.set_training(False)
-        images, texts = self._towers(batch.images, batch.captions)
-        return images.float().cpu().numpy(), texts.float().cpu().numpy()
+        size = len(batch.captions)
+        length = self.chunk or size
+        with self._memory(size):
+            parts = [
+                self._towers(batch.images[start : start + length], batch.captions[start : start + length])
+                for start in range(0, size, length)
+            ]
+        images, texts = (torch.cat(some).float().cpu().numpy() for some in zip(*parts, strict=True))
+        return images, texts
 
 
 def use_bfloat16(precision: str, device: torch.device) -> bool:

@@ -25,7 +25,10 @@ from MedCLIPSAMTraining.finetune_loop import Trainer
 from MedCLIPSAMTraining.finetune_models import TrainableClip, kind_of, load_trainable
 from MedCLIPSAMTraining.finetune_record import Scalars
 from MedCLIPSAMTraining.finetune_settings import Course, FinetuneSettings
+from MedCLIPSAMTraining.finetune_towers import check_room
+from MedCLIPSAMTraining.image_text_data import Skipped
 from MedCLIPSAMTraining.job_link import JobLink
+from MedCLIPSAMTraining.pair_broken import read_skipped, write_skipped
 
 logger = logging.getLogger(__name__)
 
@@ -90,13 +93,20 @@ class Run:
         self.layouts = options.layouts or self.model.layouts
         if unknown := [one for one in self.layouts if one not in self.model.layouts]:
             raise InputError(f"layout {unknown[0]!r}: {settings.model} has {', '.join(self.model.layouts)}.")
+        check_room(options.output, self.layouts)
         self.course = Course.of(self.settings, self.data.epoch_steps)
         self.trainer = Trainer(self.model, self.settings, self.course, processes, options.chunk)
         self.work = WorkFolder(
             options.work, {"settings": asdict(self.settings), "data": self.data.identity, "base": self.model.base}
         )
         self.best, self.validated = self.work.resume(self.trainer)
+        if len(steps := set(processes.gather(self.trainer.step))) > 1:
+            raise InputError(
+                f"the processes would go on after the steps {', '.join(map(str, sorted(steps)))}; {options.work} must "
+                "be one folder that all machines see."
+            )
         self._saved = self.trainer.step
+        self._skipped: list[Skipped] = []
         self._open_records()
 
     def __enter__(self) -> Run:
@@ -144,6 +154,7 @@ class Run:
             self.link.saving(),
             tqdm(total=course.total, initial=began, unit="step", disable=None if self.processes.first else True) as bar,
         ):
+            self._stack.callback(self._list_skipped)  # also when they are too many, and the run ends by that
             while True:
                 self._validate_if_due()
                 if trainer.step >= course.total:
@@ -163,7 +174,6 @@ class Run:
             self._save()
         if trainer.step > began and self.processes.first:
             spent = time.monotonic() - begin
-            self.data.write_skipped(self.options.work / SKIPPED)
             logger.info("The training waited %.1f %% of its time for data.", 100 * waited / spent)
         self.data.close()
 
@@ -184,8 +194,18 @@ class Run:
 
     def _save(self) -> None:
         self._saved = self.trainer.step
+        self._skipped = [one for several in self.processes.gather(self.data.skipped) for one in several]
         if self.processes.first:
             self.work.save(self.trainer, self.best, self.validated)
+            self._list_skipped()
+
+    def _list_skipped(self) -> None:
+        """Add the images that could not be read to the list of them, which earlier parts of the run began."""
+        if not self.processes.first:
+            return
+        found = [*read_skipped(self.options.work / SKIPPED), *self._skipped, *self.data.skipped]
+        if found:
+            write_skipped(self.options.work / SKIPPED, {one.file: one for one in found}.values())
 
     def _leave_if_asked(self) -> None:
         code = self.processes.any(self.link.stop_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from MedCLIPSAMLib.clip.open_clip_model import DEVIATION, MEAN, squashed
-from MedCLIPSAMLib.clip.registry import find_checkpoint
+from MedCLIPSAMLib.clip.registry import FINETUNED_NAMES, find_checkpoint
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.file_output import replacing, write_json
+from MedCLIPSAMLib.recipe import LITE_ALIGNMENT
 from MedCLIPSAMLib.weights import resolve
 from MedCLIPSAMTraining.finetune_models import FINETUNED, pixels
 from MedCLIPSAMTraining.finetune_settings import FinetuneSettings
@@ -124,6 +126,21 @@ class OpenClipTrainee(Trainee):
         raise NotImplementedError
 
 
+def check_room(folder: Path, layouts: Sequence[str]) -> None:
+    """Refuse a folder with weights that an engine would take in place of those that are going to be written there.
+
+    Raises:
+        InputError: It holds some.
+    """
+    names = {**LAYOUT_FILES, "lite": LITE_ALIGNMENT}
+    written = {names.get(layout) for layout in layouts}
+    if others := sorted(name for name in {*names.values(), *FINETUNED_NAMES} - written if (folder / name).is_file()):
+        raise InputError(
+            f"{folder} holds {others[0]}, which this run does not replace, and which the engine could take in place of "
+            "the new weights; choose another --output, or move that file away."
+        )
+
+
 def base_checkpoint(model: str, published: str) -> tuple[Path, dict[str, Any]]:
     """Return the checkpoint that a run begins with, and what identifies it.
 
@@ -143,7 +160,8 @@ def base_checkpoint(model: str, published: str) -> tuple[Path, dict[str, Any]]:
 
 def own_base(path: Path) -> tuple[Path, dict[str, Any]]:
     """Return a user's own file, and what identifies it."""
-    return path, {"name": str(path.resolve()), "bytes": path.stat().st_size}
+    with path.open("rb") as file:
+        return path, {"name": str(path.resolve()), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def decay_groups(module: nn.Module, weight_decay: float, without: Sequence[str] = ()) -> list[dict[str, Any]]:

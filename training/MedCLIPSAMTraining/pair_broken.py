@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterable
 from pathlib import Path
 
 from MedCLIPSAMLib.errors import InputError
+from MedCLIPSAMLib.file_output import replacing
 from MedCLIPSAMTraining.pair_reading import Skipped
 
 _SHOWN = 20
@@ -74,11 +76,25 @@ class BrokenImages:
 
 
 def write_skipped(path: Path, skipped: Iterable[Skipped]) -> None:
-    """Write what could not be read as a CSV: row, file, reason."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(("row", "file", "reason"))
-        table.writerows((item.row, item.file, item.reason) for item in sorted(skipped, key=_by_row))
+    """Write what could not be read as a CSV: row, file, reason.
+
+    Raises:
+        OutputError: Not writable.
+    """
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(("row", "file", "reason"))
+    table.writerows((item.row, item.file, item.reason) for item in sorted(skipped, key=_by_row))
+    with replacing(path) as file:
+        file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def read_skipped(path: Path) -> list[Skipped]:
+    """Return what :func:`write_skipped` wrote; nothing where the file is absent."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return [Skipped(int(row["row"]), row["file"], row["reason"]) for row in csv.DictReader(file)]
 
 
 def _by_row(item: Skipped) -> tuple[int, str]:

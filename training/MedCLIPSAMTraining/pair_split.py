@@ -10,6 +10,7 @@ from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMTraining.pair_groups import connected, numbered, random_ranks
 from MedCLIPSAMTraining.pair_index import PairIndex
 from MedCLIPSAMTraining.pair_marks import TEST, TRAINING, VALIDATION
+from MedCLIPSAMTraining.text_column import TextBuilder
 
 
 def split(index: PairIndex, validation: float = 0.15, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -84,3 +85,17 @@ def shared(index: PairIndex, training: np.ndarray, others: np.ndarray) -> tuple[
     patients = [index.patients.keys()[rows[known[rows]]] for rows in (training, others)]
     images = [index.image_keys[rows] for rows in (training, others)]
     return len(np.intersect1d(*patients)), len(np.intersect1d(*images))
+
+
+def shared_between(training: PairIndex, others: PairIndex) -> tuple[int, int]:
+    """Return how many of the patients and of the images of another index training sees too.
+
+    Images are compared by their files' contents, see :meth:`PairIndex.with_compared_images`.
+    """
+    patients = [index.patients.keys()[np.asarray(index.patients.lengths) > 0] for index in (training, others)]
+    builder = TextBuilder()
+    for index in (training, others):
+        builder.add([index[row].file for row in range(len(index))])
+    files = builder.column()
+    images = PairIndex(files, files, files).with_compared_images().image_keys
+    return len(np.intersect1d(*patients)), len(np.intersect1d(images[: len(training)], images[len(training) :]))
