@@ -47,6 +47,7 @@ def test_a_mistake_is_told(panel, tmp_path):
     wait_until(lambda: "fewer than one batch of 64" in panel.ui.jobStateLabel.text)
 
 
+@pytest.mark.slow
 def test_start_follow_cancel_find_again_resume_and_use(panel, module, tmp_path):
     import slicer_double
 
