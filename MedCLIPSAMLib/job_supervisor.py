@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,7 +30,10 @@ LINE_BYTES = 65_536
 
 
 class Log:
-    """The log file: bounded, and a full disk never stops a training."""
+    """The log file: bounded, and a full disk never stops a training.
+
+    It grows past its bound only while another program (Windows: a viewer, a scanner) keeps it from being set aside.
+    """
 
     def __init__(self, folder: JobFolder, limit: int = LOG_BYTES):
         self.folder = folder
@@ -48,8 +52,9 @@ class Log:
                 if self._file is None:
                     self._file = self.folder.log.open("ab", buffering=0)
                 if self._file.tell() > self.limit:
-                    self._file.close()
-                    os.replace(self.folder.log, self.folder.old_log)
+                    self._close()
+                    with suppress(OSError):  # it is open elsewhere; the next line tries again
+                        os.replace(self.folder.log, self.folder.old_log)
                     self._file = self.folder.log.open("ab", buffering=0)
                 self._file.write(line + b"\n")
             except OSError as error:
@@ -57,10 +62,13 @@ class Log:
 
     def close(self) -> None:
         """Close the file."""
-        with self._lock:
-            if self._file is not None:
-                self._file.close()
-                self._file = None
+        with self._lock, suppress(OSError):
+            self._close()
+
+    def _close(self) -> None:
+        file, self._file = self._file, None  # forgotten first: whatever fails from here on, no line meets a closed file
+        if file is not None:
+            file.close()
 
 
 class Supervisor:

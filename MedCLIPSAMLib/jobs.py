@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
-import tempfile
+import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +25,9 @@ from MedCLIPSAMLib.job_form import Field, JobDescription
 from MedCLIPSAMLib.job_launch import START_SECONDS, launch, reap
 
 __all__ = ["Field", "Job", "JobDescription", "JobProgress", "JobStore", "descriptions"]
+
+_REMOVED = ".removed-"
+_deleting = threading.Lock()  # one thread at a time: on Windows two could leave each other's folders undeleted
 
 
 class JobProgress(NamedTuple):
@@ -148,11 +153,13 @@ class JobStore:
 
     Attributes:
         root: The folder.
+        deletion: The thread that was started last to delete the files of removed jobs; None before the first.
     """
 
     def __init__(self, root: Path):
         """Open the store; the folder is made when the first job starts."""
         self.root = Path(root).expanduser().absolute()
+        self.deletion: threading.Thread | None = None
 
     def start(self, description: JobDescription, values: Mapping[str, Any]) -> Job:
         """Start a job. It goes on when this process ends.
@@ -174,6 +181,7 @@ class JobStore:
             raise InputError(f"{description.title}: {reason}")
         checked = description.checked(values)
         folder = self._new_folder(description.name)
+        self._delete_removed()
         try:
             files = JobFolder(folder)
             files.write_description(
@@ -222,6 +230,9 @@ class JobStore:
     def remove(self, job_id: str) -> None:
         """Delete a job that has ended, with all files in its folder.
 
+        It is gone from :meth:`jobs` at once. Its files, which may be many, are deleted by a thread; what that cannot
+        delete (a file is open, the program ends) goes when the next job is removed or started.
+
         Raises:
             InputError: It is unknown, or has not ended.
             OutputError: Its folder cannot be moved away.
@@ -230,11 +241,17 @@ class JobStore:
         if job.state not in ENDED or is_held(job._files.trainer_lock):
             raise InputError(f"Job {job_id} is still {job.state}; cancel it first.")
         try:
-            hidden = Path(tempfile.mkdtemp(prefix=".removed-", dir=self.root))
-            os.replace(job.folder, hidden / job.id)
+            # Renamed, not moved into a new folder: nothing stays when it is refused, and no other process can meanwhile
+            # take an empty folder for a leftover.
+            os.replace(job.folder, self.root / f"{_REMOVED}{secrets.token_hex(8)}")
         except OSError as error:
             raise OutputError(f"Job {job_id} cannot be removed: {error}.") from error
-        shutil.rmtree(hidden, ignore_errors=True)
+        self._delete_removed()
+
+    def _delete_removed(self) -> None:
+        """Start to delete what was removed, now or earlier, without making the caller (a panel) wait."""
+        self.deletion = threading.Thread(target=_delete_removed, args=(self.root,), name="removed jobs", daemon=True)
+        self.deletion.start()
 
     def _new_folder(self, name: str) -> Path:
         stem = f"{re.sub('[^a-z0-9-]+', '-', name.lower())}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -250,3 +267,9 @@ class JobStore:
         except OSError as error:
             raise OutputError(f"The folder for training jobs {self.root} cannot be written: {error}.") from error
         raise OutputError(f"{self.root} has a thousand jobs of this second; wait a moment.")
+
+
+def _delete_removed(root: Path) -> None:
+    with _deleting, suppress(OSError):
+        for folder in list(root.glob(f"{_REMOVED}*")):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -2,11 +2,13 @@
 
 Files are written into a temporary folder inside the output folder and moved out when all of them are there. The
 descriptions (``result.json``) of the previous result go first and the new ones come last, so that a folder with a
-description holds the whole result that it describes.
+description holds the whole result that it describes. The previous files go into a second temporary folder, from which
+they come back when the new ones cannot take their places (Windows: another program has one of them open).
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -31,6 +33,8 @@ _OWN_FILE = re.compile(
 def collected(output: Path) -> Iterator[Path]:
     """Yield a temporary folder inside ``output``; when the block ends well, its files replace the previous result.
 
+    Whatever fails, ``output`` is then as it was before.
+
     Raises:
         OutputError: For any ``OSError`` in the block or here.
     """
@@ -51,14 +55,45 @@ def collected(output: Path) -> Iterator[Path]:
 
 
 def _publish(folder: Path, output: Path) -> None:
-    previous = _previous_files(output)
-    names = sorted(path.name for path in folder.iterdir())
-    descriptions = [name for name in names if name.endswith(DESCRIPTION)]
-    for name in sorted(previous, key=lambda name: not name.endswith(DESCRIPTION)):
-        if name.endswith(DESCRIPTION) or name not in names:
-            (output / name).unlink(missing_ok=True)
-    for name in [*(name for name in names if name not in descriptions), *descriptions]:
-        os.replace(folder / name, output / name)
+    names = {path.name for path in folder.iterdir()}
+    old = {name for name in _previous_files(output) | names if os.path.lexists(output / name)}
+    for name in sorted(old):
+        if (output / name).is_dir() and not (output / name).is_symlink():  # no run made it: it is not ours to move
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(output / name))
+    aside = output / f".partial-{secrets.token_hex(8)}"
+    moves = [(output / name, aside / name) for name in sorted(old, key=_description_last, reverse=True)]
+    moves += [(folder / name, output / name) for name in sorted(names, key=_description_last)]
+    begun: list[tuple[Path, Path]] = []
+    try:
+        aside.mkdir()
+        for source, target in moves:
+            begun.append((source, target))
+            os.replace(source, target)
+    except BaseException as error:  # also Ctrl+C and SIGTERM
+        if not _taken_back(begun):  # the folder stays: it may hold the only copy
+            raise OutputError(
+                f"{file_label(output)} cannot be written, and its previous result could not be put back as a whole; "
+                f"look into its folder {aside.name} for what is missing."
+            ) from error
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _description_last(name: str) -> tuple[bool, str]:
+    return name.endswith(DESCRIPTION), name
+
+
+def _taken_back(moves: list[tuple[Path, Path]]) -> bool:
+    """Undo moves, the last first, as many as can be; return whether all could be."""
+    whole = True
+    for source, target in reversed(moves):
+        if os.path.lexists(target) and not os.path.lexists(source):  # else this move was not made
+            try:
+                shutil.move(target, source)  # copies where moving is refused
+            except OSError:
+                whole = False
+    return whole
 
 
 def _previous_files(output: Path) -> set[str]:

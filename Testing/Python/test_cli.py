@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -295,6 +296,112 @@ def test_full_disk_leaves_the_previous_result(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def plant_results(output: Path) -> dict[str, bytes]:
+    """An earlier result with a file that the next one lacks, and files of the user's."""
+    names = ("result.json", "mask.png", "overview.png", "entropy.nrrd")
+    fill(output, *names)
+    for name in names[1:]:
+        (output / name).write_text(f"old {name}")
+    for name in ("notes.txt", "coarse.png"):
+        (output / name).write_text("the user's")
+    return contents(output)
+
+
+NEW = ("result.json", "coarse.png", "mask.png", "overview.png", "saliency.nrrd")
+MOVES = 5 + len(NEW)  # four of the earlier result and the user's coarse.png go aside, the new ones come
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), KeyboardInterrupt()])
+@pytest.mark.parametrize("position", range(MOVES))
+def test_results_that_cannot_be_put_in_place_leave_the_previous_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, position: int, error: BaseException
+) -> None:
+    before = plant_results(tmp_path)
+    replace, calls = os.replace, []
+
+    def failing(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == position + 1:
+            raise error
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", failing)
+        with pytest.raises(OutputError if isinstance(error, OSError) else KeyboardInterrupt):
+            fill(tmp_path, *NEW)
+    assert len(calls) == position + 1
+    assert contents(tmp_path) == before
+    assert not list(tmp_path.glob(".*"))
+    fill(tmp_path, *NEW)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted((*NEW, "notes.txt"))
+    assert (tmp_path / "mask.png").read_text() == (tmp_path / "coarse.png").read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    ("name", "movable"),
+    [*((name, False) for name in (*NEW[:-1], "entropy.nrrd")), *((name, True) for name in NEW)],
+)
+def test_file_that_is_refused_every_time_leaves_the_previous_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, movable: bool
+) -> None:
+    """As on Windows: a file that is open can be neither moved nor replaced, or its place cannot be taken."""
+    before = plant_results(tmp_path)
+    replace = os.replace
+
+    def failing(source: Path, target: Path) -> None:
+        if tmp_path / name in ((target,) if movable else (source, target)):
+            raise PermissionError(13, "Permission denied")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OutputError, match="cannot be written"):
+        fill(tmp_path, *NEW)
+    assert contents(tmp_path) == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_previous_result_that_cannot_be_put_back_is_kept_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = plant_results(tmp_path)
+    replace, move = os.replace, shutil.move
+
+    def failing(source: Path, target: Path) -> None:
+        if target == tmp_path / "overview.png":
+            raise PermissionError(13, "Permission denied")
+        replace(source, target)
+
+    def not_the_mask(source: Path, target: Path) -> None:
+        if target == tmp_path / "mask.png":
+            raise PermissionError(13, "Permission denied")
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    monkeypatch.setattr(shutil, "move", not_the_mask)
+    with pytest.raises(OutputError, match="could not be put back") as caught:
+        fill(tmp_path, *NEW)
+    (aside,) = tmp_path.glob(".*")
+    assert aside.name in str(caught.value)
+    assert contents(aside) == {"mask.png": before.pop("mask.png")}
+    shutil.rmtree(aside)
+    assert contents(tmp_path) == before
+
+
+def test_folder_of_the_users_with_a_results_name_is_not_touched(tmp_path: Path) -> None:
+    fill(tmp_path, "result.json", "mask.png")
+    (tmp_path / "overview.png").mkdir()
+    (tmp_path / "overview.png" / "notes.txt").write_text("the user's")
+    before = contents(tmp_path)
+    with pytest.raises(OutputError, match="Is a directory"):
+        fill(tmp_path, "result.json", "mask.png", "overview.png")
+    assert contents(tmp_path) == before
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_packages_of_the_wheel_are_those_of_the_checkout() -> None:

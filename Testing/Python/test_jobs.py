@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -280,6 +282,90 @@ def test_survives_its_starter_and_is_found_by_another_process(store: JobStore) -
         store.job(job.id)
 
 
+def plant_ended_job(root: Path, name: str) -> Path:
+    """A job as it lies on the disk after its end, with a trained model."""
+    folder = root / name
+    (folder / "work").mkdir(parents=True)
+    (folder / "work" / "model").write_bytes(b"weights")
+    files = JobFolder(folder)
+    files.write_description({"title": name, "created": 1.0})
+    files.write_status({"state": "finished"})
+    return folder
+
+
+def contents(root: Path) -> dict[str, bytes | None]:
+    paths = root.rglob("*")
+    return {path.relative_to(root).as_posix(): path.read_bytes() if path.is_file() else None for path in paths}
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise PermissionError(13, "Permission denied")
+
+
+def test_refused_removal_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_ended_job(tmp_path, "one")
+    before, store = contents(tmp_path), JobStore(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        for _ in range(3):
+            with pytest.raises(OutputError, match="cannot be removed"):
+                store.remove("one")
+    assert contents(tmp_path) == before
+    store.remove("one")
+    store.deletion.join(30)
+    assert contents(tmp_path) == {}
+
+
+def test_what_a_removal_left_goes_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_ended_job(tmp_path, "one")
+    plant_ended_job(tmp_path, "two")
+    (tmp_path / ".removed-by a program that was ended").mkdir()
+    store = JobStore(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a file in it is open
+        store.remove("one")
+        store.deletion.join(30)
+    assert [job.id for job in store.jobs()] == ["two"]
+    assert sum(name.endswith("model") for name in contents(tmp_path)) == 2
+    other = JobStore(tmp_path)  # of a later session
+    other.remove("two")
+    other.deletion.join(30)
+    assert contents(tmp_path) == {}
+
+
+def test_what_a_removal_left_goes_with_the_next_start(store: JobStore) -> None:
+    left = store.root / ".removed-1" / "work"
+    left.mkdir(parents=True)
+    (left / "model").write_bytes(b"weights")
+    job = store.start(TINY, {"steps": 1})
+    store.deletion.join(30)
+    assert not left.parent.exists()
+    assert until_ended(job) == "finished"
+    assert [path.name for path in store.root.iterdir() if path.is_dir()] == [job.id]
+
+
+def test_removal_does_not_wait_for_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_ended_job(tmp_path, "one")
+    plant_ended_job(tmp_path, "two")
+    store, go, delete = JobStore(tmp_path), threading.Event(), shutil.rmtree
+
+    def slow(folder: Path, **options: bool) -> None:
+        assert go.wait(30)
+        delete(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", slow)
+    for name in ("one", "two"):
+        began = time.monotonic()
+        store.remove(name)
+        assert time.monotonic() - began < 10  # not for the 30 s
+        assert store.deletion.daemon  # nor does the end of the program wait
+        assert name not in [job.id for job in store.jobs()]
+    assert sum(name.endswith("model") for name in contents(tmp_path)) == 2
+    go.set()
+    store.deletion.join(30)
+    assert contents(tmp_path) == {}
+
+
 def test_one_job_at_a_time_on_the_gpu_in_the_order_of_asking(store: JobStore) -> None:
     first = store.start(TINY, {"steps": 1000, "delay": 0.1, "device": "auto"})
     until_step(first, 1)
@@ -401,6 +487,39 @@ def test_log_is_bounded_and_progress_bars_leave_one_line(tmp_path: Path) -> None
     log.write(b"bar 1\rbar 2\rbar 3\r\n")
     log.close()
     assert other.log_tail(5) == ["bar 3"]
+
+
+def test_log_goes_on_while_it_cannot_be_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = JobFolder(tmp_path)
+    log = job_supervisor.Log(files, limit=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)  # Windows: another program has it open
+        for number in range(20):
+            log.write(b"line %d of the log\n" % number)
+    assert files.log_tail(50) == [f"line {number} of the log" for number in range(20)]
+    assert not files.old_log.exists()
+    log.write(b"after it\n")
+    log.close()
+    assert files.log.read_text().splitlines() == ["after it"]
+    assert files.old_log.read_text().count("\n") == 20
+
+
+@pytest.mark.parametrize("aside", [True, False])
+def test_log_goes_on_after_a_disk_that_was_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aside: bool) -> None:
+    """The file cannot be opened again after it was set aside, or after that failed too."""
+    files = JobFolder(tmp_path)
+    log = job_supervisor.Log(files, limit=10)
+    log.write(b"the first line\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        if not aside:
+            patch.setattr(os, "replace", refuse)
+        log.write(b"lost\n")
+        log.write(b"lost as well\n")
+    log.write(b"the next line\n")
+    log.close()
+    assert files.log_tail(9) == ["the first line", "the next line"]
+    assert log.last == "the next line"
 
 
 def test_descriptions_name_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
