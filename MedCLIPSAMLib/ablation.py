@@ -86,7 +86,7 @@ def ablate(
     cases = {case_key(case): case for case in chosen}
     heading = Heading(task, split, _shown(prompt), seed, tuple(models.engines), len(cases))
     with only_run_in(output):
-        measured = _prepare(rows, output / RUNS_FOLDER, seed)
+        measured = _prepare(rows, output / RUNS_FOLDER, seed, device)
         write = _Writer(output / _name(task, tables), heading, rows, measured, cases, read_labels(data_dir, split))
         write()
         every = [one for group in measured for one in group]
@@ -125,9 +125,9 @@ class _Writer:
                 stream.write(text.encode("utf-8", "backslashreplace"))
 
 
-def _prepare(rows: Sequence[Row], folder: Path, seed: int) -> list[list[Measured]]:
+def _prepare(rows: Sequence[Row], folder: Path, seed: int, device: str) -> list[list[Measured]]:
     """Return what is known of each row's runs."""
-    flat = prepare([(run, row.stage != "mask") for row in rows for run in row.runs], folder, seed)
+    flat = prepare([(run, row.stage != "mask") for row in rows for run in row.runs], folder, seed, device)
     rest = iter(flat)
     return [[next(rest) for _ in row.runs] for row in rows]
 

@@ -77,22 +77,27 @@ def case_key(case: Case) -> str:
     return f"{case.file} {digest.hexdigest()}"
 
 
-def prepare(runs: Sequence[tuple[Run, bool]], folder: Path, seed: int) -> list[Measured]:
+def prepare(runs: Sequence[tuple[Run, bool]], folder: Path, seed: int, device: str = "cpu") -> list[Measured]:
     """Find what is known of the runs, and which of them cannot be done because files are missing.
 
     Args:
         runs: Each run, and whether it needs all stages.
         folder: Where they are kept.
         seed: The runs' seed.
+        device: Where they run; numbers of a GPU's half precision are not mixed with others.
 
     Returns:
         For each run what is known of it; runs with equal settings share one object.
     """
+    from MedCLIPSAMLib.engines import choose_device, choose_precision
+
     found: dict[str, Measured] = {}
     same = []
+    precision = choose_precision(choose_device(device))
+    format_ = {"format": _FORMAT, **({} if precision == "float32" else {"precision": precision})}
     for run, stages in runs:
         try:
-            settings = {**run_identity(run), "seed": seed, "format": _FORMAT}
+            settings = {**run_identity(run), "seed": seed, **format_}
         except MedCLIPSAMError as error:
             same.append(Measured(run, reason=short_reason(error)))
             continue

@@ -236,6 +236,8 @@ def _begin(
         "recipe": {**described["recipe"], "name": WEAK} if weak else described["recipe"],
         "weights": described["weights"],
     }
+    if described.get("precision", "float32") != "float32":  # a GPU's numbers are not mixed with those of a CPU
+        deciding["precision"] = described["precision"]
     earlier = read_settings(output)
     before = (earlier or {}).get("deciding") or {}
     if earlier is not None and before != deciding and any((output / CASES).glob(f"*/{CASE_FILE}")):

@@ -263,7 +263,9 @@ def _load(engine: str, preset: str | None, device: str, changes: Mapping[str, An
 def _description(segmenter: TextSegmenter) -> dict[str, Any]:
     recipe = segmenter.recipe
     weights = sorted((one["name"], one["sha256"]) for one in reporting.weights_report(segmenter.weights))
-    return json.loads(json.dumps({"name": recipe.name, "recipe": recipe.as_dict(), "weights": weights}, default=str))
+    told = {"name": recipe.name, "recipe": recipe.as_dict(), "weights": weights}
+    told["precision"] = getattr(segmenter, "precision", "float32")
+    return json.loads(json.dumps(told, default=str))
 
 
 def _check_same(own: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

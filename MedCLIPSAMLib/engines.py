@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from MedCLIPSAMLib.clip.registry import CLIP_WEIGHTS, find_checkpoint, finetuned_weights, load_clip, load_finetuned
-from MedCLIPSAMLib.errors import InputError
+from MedCLIPSAMLib.errors import DeviceMemoryError, InputError, MedCLIPSAMError
+from MedCLIPSAMLib.memory import free_device_memory, is_out_of_memory
 from MedCLIPSAMLib.model_checks import FINE_TUNED, check_models
 from MedCLIPSAMLib.pipeline import TextSegmenter
 from MedCLIPSAMLib.presence import PresenceCalibration
@@ -54,8 +55,22 @@ def load_engine(
     Raises:
         InputError: Unknown engine, preset, device or setting, or a model that cannot do what the recipe wants of it.
         MissingWeightsError, ChecksumError: Weight files are absent (the message lists all), or not the registered ones.
+        DeviceMemoryError: There is no room for the models.
     """
     recipe = check_choice(name, preset, device).with_settings(changes or {})
+    free_device_memory()  # an engine that was let go of is in cycles with its memory guards
+    try:
+        return _load(name, recipe, device)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MedCLIPSAMError) or not is_out_of_memory(error):
+            raise
+        raise DeviceMemoryError(
+            f"there is not enough memory on {device} to load {name}; close other programs, choose a smaller segmenter, "
+            "or pass --device cpu."
+        ) from error
+
+
+def _load(name: str, recipe: Recipe | WeakRecipe, device: str) -> Engine:
     if isinstance(recipe, WeakRecipe):
         from MedCLIPSAMLib.weak_engine import EnsembleSegmenter
 
@@ -73,7 +88,7 @@ def load_engine(
     else:
         clip = load_clip(clip_name, paths(files.values()), device, choose_precision(device))
     check_models(recipe, clip, segmenter)
-    return TextSegmenter(clip, segmenter, recipe, None, device, used)
+    return TextSegmenter(clip, segmenter, recipe, None, device, used, choose_precision(device))
 
 
 def check_choice(name: str, preset: str | None, device: str) -> Recipe | WeakRecipe:
@@ -138,13 +153,15 @@ def choose_device(device: str) -> str:
     import torch
 
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         # torch appends pages of advice; the first line says what is wrong
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"device {device!r} cannot be used ({reason}); pass auto, cpu, cuda or mps.") from error
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)  # torch answers questions about a GPU for the current one
     return device
 
 
@@ -184,7 +201,8 @@ def _join_lite(
     fitted = read_card(alignment).get("presence")
     calibration = PresenceCalibration(**fitted) if fitted else None
     check_models(recipe, clip, segmenter)
-    return TextSegmenter(clip, segmenter, recipe, calibration, device, weights)
+    precision = "float32" if segmenter is owner else choose_precision(device)
+    return TextSegmenter(clip, segmenter, recipe, calibration, device, weights, precision)
 
 
 def _own_checkpoint(clip: str) -> tuple[Resolved, ...]:

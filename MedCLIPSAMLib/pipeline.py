@@ -54,8 +54,11 @@ class TextSegmenter:
         calibration: PresenceCalibration | None = None,
         device: str = "cpu",
         weights: Sequence[Resolved] = (),
+        precision: str = "float32",
     ):
         """Join two models and a recipe; :func:`MedCLIPSAMLib.engines.load_engine` does so by name.
+
+        ``device`` and ``precision`` are those of the models' large products.
 
         Raises:
             InputError: One of the models cannot do what the recipe wants of it.
@@ -64,11 +67,18 @@ class TextSegmenter:
         self.segmenter = segmenter
         self.recipe = recipe
         self.calibration = calibration
-        self.device = device
+        self._device = device
+        self.precision = precision
         self.weights = tuple(weights)
         self._image: np.ndarray | None = None
         self._content = 0
         self._texts: dict[Wording, np.ndarray] = {}
+
+    @property
+    def device(self) -> str:
+        """The torch device; "cpu" after another one's memory ran out for one of the models."""
+        models = (self.clip, self.segmenter)
+        return "cpu" if any(str(model.memory.device) == "cpu" for model in models) else self._device
 
     @property
     def batch(self) -> int:

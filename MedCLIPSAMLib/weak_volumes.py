@@ -64,7 +64,9 @@ def segment_whole_volume(
     prediction = engine.ensemble.predict(image.array[None], volume_spacing(image), cancelled=check, progress=tell)
     seconds = time.perf_counter() - started
     threshold = None if engine.recipe.threshold == "argmax" else float(engine.recipe.threshold)
+    notes = engine.ensemble.take_notes()
     for result, found in zip(results, chosen, strict=True):
+        result.warnings += notes
         mask, probability = prediction.mask(found.label, threshold), prediction.probabilities[found.label]
         result.seconds["network"] = seconds
         for index in indices:

@@ -28,10 +28,11 @@ class KeptEngine:
         self._key: tuple[str, str] | None = None
         self._segmenter: Engine | None = None
         self._recipe: Recipe | None = None
+        self._device = ""  # where it was loaded
 
     def is_loaded(self, engine: str, device: str) -> bool:
-        """Whether :meth:`get` returns at once."""
-        return self._key is not None and self._key[0] == engine and self._key[1] == device
+        """Whether :meth:`get` returns at once: not after a GPU's memory ran out, for there may be more by now."""
+        return self._key == (engine, device) and str(getattr(self._segmenter, "device", "")) == self._device
 
     def get(
         self,
@@ -57,7 +58,7 @@ class KeptEngine:
             self.release()
             self._segmenter = _loader()(engine, None, device)
             self._recipe = self._segmenter.recipe
-            self._key = (engine, device)
+            self._key, self._device = (engine, device), str(getattr(self._segmenter, "device", ""))
         changes = {"samples": samples, "gate": gate}
         self._segmenter.recipe = replace(
             self._recipe.with_preset(preset), **{name: value for name, value in changes.items() if value is not None}

@@ -54,8 +54,11 @@ class LiteClip:
 
     def encode_images(self, images: list[np.ndarray]) -> np.ndarray:
         """See :class:`VisionLanguageModel`."""
-        tokens = [self.memory.run(lambda _, image=image: self._run(image)[1]) for image in images]
-        return np.concatenate([self.tower.image_vectors(some).cpu().numpy() for some in tokens])
+
+        def vectors(image: np.ndarray) -> np.ndarray:  # off the device at once, which a later image may have to leave
+            return self.tower.image_vectors(self._run(image)[1]).cpu().numpy()
+
+        return np.concatenate([self.memory.run(lambda _, image=image: vectors(image)) for image in images])
 
     def encode_texts(self, prompts: list[str]) -> np.ndarray:
         """See :class:`VisionLanguageModel`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
 import weakref
 from pathlib import Path
 
@@ -194,3 +195,44 @@ def test_freeing_memory_without_torch_needs_no_torch():
     done = run(program)
     assert done.stdout.strip() == "False", done.stderr
     free_device_memory()
+
+
+def test_an_engine_says_where_its_models_are(untrained_segmenter) -> None:
+    """After one of them had to leave the GPU the results name the CPU, and a kept engine is loaded anew."""
+    from MedCLIPSAMLib.pipeline import TextSegmenter
+    from MedCLIPSAMLib.worker_engines import KeptEngine
+
+    clip, segmenter = untrained_segmenter.clip, untrained_segmenter.segmenter
+    engine = TextSegmenter(clip, segmenter, untrained_segmenter.recipe, device="cuda")
+    assert engine.device == "cpu", "that of the models, whatever was asked for"
+    for model in (clip, segmenter):
+        model.memory.device = "cuda"
+    try:
+        assert engine.device == "cuda"
+        kept = KeptEngine()
+        kept._segmenter, kept._key, kept._device = engine, ("lite", "auto"), "cuda"
+        assert kept.is_loaded("lite", "auto")
+        clip.memory.device = "cpu"
+        assert engine.device == "cpu" and not kept.is_loaded("lite", "auto")
+    finally:
+        for model in (clip, segmenter):
+            model.memory.device = "cpu"
+
+
+@pytest.mark.parametrize("failure", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("out of shape")])
+def test_want_of_memory_while_loading_names_the_remedy(monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
+    from MedCLIPSAMLib import engines
+
+    def fail(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(engines, "load_segmenter", fail)
+    monkeypatch.setattr(
+        engines, "resolve", lambda names: {name: types.SimpleNamespace(name=name, path=None) for name in names}
+    )
+    if "memory" in str(failure):
+        with pytest.raises(DeviceMemoryError, match=r"to load lite; close other programs.*--device cpu"):
+            engines.load_engine("lite", device="cpu")
+    else:
+        with pytest.raises(RuntimeError, match="out of shape"):
+            engines.load_engine("lite", device="cpu")

@@ -117,7 +117,7 @@ class LiteTrainee(Trainee):
     def _frozen(self, features: Tensor, key: str) -> dict[str, Tensor]:
         """Return what is kept of an image; ``key`` draws its patches, always the same."""
         tower = self.module
-        features = tower.normalise(features.clone())
+        features = tower.normalise(features.clone().to(self._device))  # the encoder may have moved to the CPU
         tokens = tower.transform(tower.with_position(tower.coarse_tokens(features)))
         patches = tower.patch_vectors(features, tokens).flatten(0, 2)
         chosen = np.random.default_rng(int(key[:8], 16)).choice(len(patches), PATCHES_KEPT, replace=False)

@@ -292,11 +292,12 @@ class Run:
             "epoch": used // self.course.epoch_steps,
         }
         files = self.model.export(self.options.output, self.layouts, made)
+        kind = self.processes.device.type
         made |= {
             "validation": {"before": before, "after": after, "batch": VALIDATION_BATCH},
             "seconds": round(self._seconds, 1),
             "processes": self.processes.count,
-            "device": torch.cuda.get_device_name() if self.processes.device.type == "cuda" else "cpu",
+            "device": torch.cuda.get_device_name() if kind == "cuda" else kind,
             "files": [path.name for path in files],
             "versions": versions(),
         }

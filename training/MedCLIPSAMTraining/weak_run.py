@@ -128,12 +128,13 @@ class WeakTraining:
         """Segment all images; the engine's memory is given back before nnU-Net begins."""
         settings = self.settings
         self.course.tell("cohort", 0, 0, "Looking for images")
+        workers = self.options.workers if self.device == "cpu" else None  # a GPU has room for one engine
         try:
             cohort = run_cohort(
                 settings.data,
                 settings.prompts,
                 self.work.cohort,
-                workers=None if self.options.workers is None else max(1, self.options.workers),
+                workers=None if workers is None else max(1, workers),
                 engine=settings.engine,
                 preset=settings.preset,
                 device=self.device,
