@@ -8,17 +8,18 @@ failed or cancelled run leaves it untouched. Nodes are held by id and looked up 
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from MedCLIPSAMLib import mrml
 from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.session_active import ActiveRun
+from MedCLIPSAMLib.session_folder import SessionFolder
 from MedCLIPSAMLib.session_input import PreparedRun, automatic_window, need_volume, prepare, slice_count, write_array
 from MedCLIPSAMLib.session_live import CoarsePass, refine_task
-from MedCLIPSAMLib.session_publish import Undo, find_segmentation
+from MedCLIPSAMLib.session_publish import Undo, check_output, find_segmentation
 from MedCLIPSAMLib.session_rows import find_row, read_rows, set_decision
 from MedCLIPSAMLib.session_types import Decision, ResultRow, RunRequest, SessionEvent, State, Status
 from MedCLIPSAMLib.worker_client import ENDS, WorkerClient
@@ -46,13 +47,16 @@ class Session:
         """
         self.scene = scene
         self.worker = worker or WorkerClient()
-        self._own_folder = folder is None
-        self._folder = Path(folder) if folder else Path(tempfile.mkdtemp(prefix="medclipsam-"))
+        self._own_folder = SessionFolder() if folder is None else None
+        self._folder = Path(folder) if self._own_folder is None else self._own_folder.path
         self._run: ActiveRun | None = None
         self._abandoned: dict[int, Path] = {}
         self._warming: int | None = None
+        self._warming_device = ""
+        self._warming_failed: Callable[[], None] | None = None
+        self._restart_due = False
         self._undo: Undo | None = None
-        self._coarse_pass: CoarsePass | None = None
+        self._coarse_passes: dict[tuple[str, str], CoarsePass] = {}
         self._windows: dict[str, tuple[tuple[Any, ...], tuple[float, float]]] = {}
         self._pace: dict[tuple[str, str | None, str], float] = {}
         self._number = 0
@@ -71,18 +75,37 @@ class Session:
         """How far the run is; empty without one."""
         return Status() if self._run is None else self._run.status
 
-    def warm_up(self, engine: str = "lite", preset: str | None = None, device: str = "auto") -> None:
-        """Load the models in the child ahead of the first run; a "device" event tells how it went."""
-        if self._warming is None and self._run is None:
-            self._warming = self.worker.submit({"task": "load", "engine": engine, "preset": preset, "device": device})
+    def warm_up(
+        self,
+        engine: str = "lite",
+        preset: str | None = None,
+        device: str = "auto",
+        failed: Callable[[], None] | None = None,
+    ) -> bool:
+        """Load the models in the child ahead of the first run; a "device" event tells of the end, unless it fails.
+
+        Args:
+            engine, preset, device: As in :class:`RunRequest`; the event's data has this device as "asked".
+            failed: Called if the loading that then is under way fails, this one or an earlier one; not after
+                :meth:`restart_worker`.
+
+        Returns:
+            Whether it began; not during a run, nor while models are being loaded.
+        """
+        if self._run is not None:
+            return False
+        if self._warming is not None and not self._restart_due:
+            self._warming_failed = failed or self._warming_failed
+            return False
+        self._warming = self._submit({"task": "load", "engine": engine, "preset": preset, "device": device})
+        self._warming_device, self._warming_failed = device, failed
+        return True
 
     def restart_worker(self) -> None:
-        """End the child, so that the next one finds new packages or weights.
-
-        Raises:
-            InputError: A run is going on.
-        """
-        self._need_idle()
+        """End the child, so that the next one finds new packages or weights; during a run, once that has ended."""
+        self._restart_due = self._run is not None
+        if self._restart_due:
+            return
         self._warming = None
         self.worker.close()
         self._remove_abandoned()
@@ -107,6 +130,7 @@ class Session:
         self._need_idle()
         prepared = prepare(self.scene, request, self._window(request))
         volume = need_volume(self.scene, request.volume_id)
+        check_output(self.scene, volume, request.segmentation_id)
         folder = self._new_folder()
         view = mrml.volume_view(volume)
         task: dict[str, Any] = prepared.common() | {
@@ -152,7 +176,10 @@ class Session:
         if self._run is not None and not self._run.cancelling:
             self._run.cancelling = True
             self._run.status = Status("cancelling")
-            self.worker.cancel(self._run.task_id, keep=keep_finished)
+            if self._run.computed:
+                self._run.dropped = not keep_finished
+            else:
+                self.worker.cancel(self._run.task_id, keep=keep_finished)
 
     def poll(self) -> list[SessionEvent]:
         """Take the child's events and bring at most one whole result into the scene; never waits."""
@@ -219,14 +246,18 @@ class Session:
             InputError: A setting outside its range, or the saliency is not in the scene any more.
         """
         row = find_row(self.scene, segmentation_id, prompt)
-        self._coarse_pass = CoarsePass(self.scene, segmentation_id, row, threshold, minimum_confidence)
-        self._coarse_pass.show(index)
+        one = CoarsePass(self.scene, segmentation_id, row, threshold, minimum_confidence)
+        self._coarse_passes[segmentation_id, prompt] = one  # another prompt's goes on, else its mask stayed half done
+        one.show(index)
 
     def apply_coarse(self, budget: float = 0.03) -> bool:
         """Go on with the slices that :meth:`preview` left, for ``budget`` seconds; True when all are done."""
-        if self._coarse_pass is not None and self._coarse_pass.work(budget):
-            self._coarse_pass = None
-        return self._coarse_pass is None
+        end = time.perf_counter() + budget
+        for key in list(self._coarse_passes):
+            if not self._coarse_passes[key].work(end - time.perf_counter()):
+                break
+            del self._coarse_passes[key]
+        return not self._coarse_passes
 
     def finish_coarse(self) -> None:
         """Do the rest of :meth:`apply_coarse` at once."""
@@ -240,8 +271,10 @@ class Session:
     def undo(self) -> None:
         """Take the last run back: its segments, overlays and nodes."""
         if self.can_undo and self._undo is not None:
-            self._coarse_pass = None
             undo, self._undo = self._undo, None
+            for key in list(self._coarse_passes):
+                if key[0] in (undo.segmentation_id, *undo.created):
+                    del self._coarse_passes[key]
             undo.apply(self.scene)
 
     # ---- Ends ------------------------------------------------------------------------------------------------------
@@ -256,7 +289,7 @@ class Session:
             self._abandoned[self._run.task_id] = self._run.folder
             self._run = None
         self._undo = None
-        self._coarse_pass = None
+        self._coarse_passes.clear()
         self._windows.clear()
 
     def close(self) -> None:
@@ -264,8 +297,8 @@ class Session:
         self._run = None
         self.worker.close()
         self._remove_abandoned()
-        if self._own_folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._own_folder is not None:
+            self._own_folder.remove()
 
     # ---- Inner parts -----------------------------------------------------------------------------------------------
 
@@ -289,8 +322,14 @@ class Session:
         task: dict[str, Any],
     ) -> None:
         self.finish_coarse()
-        task_id = self.worker.submit(task)
+        task_id = self._submit(task)
         self._run = ActiveRun(kind, task_id, prepared, folder, volume, time.monotonic(), segmentation_id)
+
+    def _submit(self, task: dict[str, Any]) -> int:
+        """Send a task to the child; to a new one if that was wished during the last run."""
+        if self._restart_due:
+            self.restart_worker()
+        return self.worker.submit(task)
 
     def _window(self, request: RunRequest) -> tuple[float, float] | None:
         """Return the automatic window of the request's volume, computed once for each state of its voxels."""
@@ -324,7 +363,10 @@ class Session:
             return []
         self._warming = None
         if event["event"] == "done":
-            return [SessionEvent("device", str(event.get("device_name") or event.get("device", "")), event)]
+            data = event | {"asked": self._warming_device}
+            return [SessionEvent("device", str(event.get("device_name") or event.get("device", "")), data)]
+        if self._warming_failed is not None:
+            self._warming_failed()
         return [SessionEvent("log", event.get("message", "The models were not loaded."))]
 
     def _after(self, run: ActiveRun, events: list[SessionEvent]) -> list[SessionEvent]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from MedCLIPSAMLib.errors import InputError, MedCLIPSAMError
+from MedCLIPSAMLib import mrml
+from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.session_input import PreparedRun
 from MedCLIPSAMLib.session_live import write_refined
 from MedCLIPSAMLib.session_publish import Undo, open_segmentation, publish
@@ -37,6 +38,7 @@ class ActiveRun:
         finished: Whether it ended well.
         pace: Seconds for a slice and prompt, once they are known.
         computed: Whether the child has done its part, so that it writes no more and nothing more comes from it.
+        dropped: Whether the results are not wanted any more, which were all there when the user cancelled.
     """
 
     kind: Literal["segment", "refine"]
@@ -53,6 +55,7 @@ class ActiveRun:
     finished: bool = False
     pace: float | None = None
     computed: bool = False
+    dropped: bool = False
     _results: deque[dict[str, Any]] = field(default_factory=deque)
 
     def take(self, event: dict[str, Any]) -> list[SessionEvent]:
@@ -87,6 +90,10 @@ class ActiveRun:
         """Bring one result into the scene, once the child has computed all of them; after the last one, end."""
         if not self.computed or self.over:
             return []
+        if self.dropped:
+            self.over = True
+            self.undo.apply(scene)
+            return [SessionEvent("cancelled", "Cancelled; the scene is as it was.")]
         if not self._results:
             self.over = self.finished = True
             text = f"Done in {time.monotonic() - self.started:.1f} s."
@@ -95,14 +102,16 @@ class ActiveRun:
         try:
             if not scene.IsNodePresent(self.volume):
                 raise InputError("The volume was removed while the run was going on; nothing was changed.")
+            if self.volume.GetImageData() is None or mrml.volume_shape(self.volume) != self.prepared.geometry.shape:
+                raise InputError("The volume was changed while the run was going on; run it again.")
             segmentation = open_segmentation(scene, self.volume, self.prepared, self.segmentation_id, self.undo)
             self.segmentation_id = segmentation.GetID()
             write = publish if self.kind == "segment" else write_refined
             write(scene, self.volume, segmentation, self.prepared, result, self.undo)
-        except (MedCLIPSAMError, OSError, MemoryError) as error:
+        except Exception as error:  # else a timer's poll would end by it, and the next one report success
             logger.exception("A result could not be shown.")
-            self.undo.apply(scene)
             self.over = True
+            self.undo.apply(scene)
             return [SessionEvent("failed", str(error) or type(error).__name__)]
         prompt = result["prompt"]
         data = {"segmentation_id": self.segmentation_id, "prompt": prompt, "warnings": result.get("warnings")}

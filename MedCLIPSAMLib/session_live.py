@@ -54,14 +54,21 @@ class SceneResult:
         self.geometry = SliceGeometry.of(
             mrml.volume_view(self.volume).shape[:3], mrml.ijk_to_ras(self.volume), self.axis
         )
+        shape = list(self.geometry.shape)
+        if self.index is not None:
+            shape[self.axis] = 1
+        if self.saliency.size != np.prod(shape) or max((*self.slices, self.index or 0)) >= self.geometry.count:
+            raise InputError(f"the volume was changed since {row.prompt!r} was segmented; run the prompt again.")
         settings = json.loads(self.tags.get("Recipe") or "{}")
         self.recipe = Recipe(**settings) if settings else None
 
     def _now(self, index: int) -> int:
-        """Return today's number of a slice: Slicer turns the slices of a left-handed volume round when it loads it."""
-        place = np.array([0.0, 0.0, 0.0, 1.0])
-        place[2 - self.axis] = index
-        return round(float((np.linalg.inv(mrml.ijk_to_ras(self.volume)) @ self._then @ place)[2 - self.axis]))
+        """Return today's number of a slice: Slicer turns the slices of a left-handed volume round when it loads it.
+
+        Where the volume is does not matter: its slices are the same after it was moved.
+        """
+        turned = np.linalg.det(mrml.ijk_to_ras(self.volume)[:3, :3]) * np.linalg.det(self._then[:3, :3]) < 0
+        return mrml.volume_shape(self.volume)[0] - 1 - index if turned and self.axis == 0 else index
 
     def plane(self, index: int) -> np.ndarray:
         """Return a slice of the saliency as displayed, (H, W) in [0, 1]."""

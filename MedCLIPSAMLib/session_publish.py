@@ -10,7 +10,9 @@ import numpy as np
 import vtk
 
 from MedCLIPSAMLib import mrml_overlays, mrml_segments
+from MedCLIPSAMLib.errors import InputError
 from MedCLIPSAMLib.geometry import SliceGeometry, spacing
+from MedCLIPSAMLib.mrml import place_beside
 from MedCLIPSAMLib.session_input import PreparedRun
 
 PREFIX = "MedCLIPSAM."
@@ -69,7 +71,12 @@ class Undo:
         """Put everything back."""
         for node_id in reversed(self.created):
             node = scene.GetNodeByID(node_id)
-            if node is not None:
+            if node is None:
+                continue
+            if node.IsA("vtkMRMLSegmentationNode") and others_segments(node):  # drawn by the user meanwhile
+                for segment_id in mrml_segments.own_segments(node):
+                    node.GetSegmentation().RemoveSegment(segment_id)
+            else:
                 remove(scene, node)
         node = scene.GetNodeByID(self.segmentation_id) if self.segmentation_id else None
         if node is not None:
@@ -133,6 +140,26 @@ def volume_of(segmentation: Any) -> Any:
     return segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole())
 
 
+def others_segments(segmentation: Any) -> bool:
+    """Whether a segmentation holds segments that are not ours."""
+    return segmentation.GetSegmentation().GetNumberOfSegments() > len(mrml_segments.own_segments(segmentation))
+
+
+def check_output(scene: Any, volume: Any, segmentation_id: str | None) -> None:
+    """Refuse a segmentation of another volume, whose overlays and sliders would then show that volume.
+
+    Raises:
+        InputError: It belongs to another one.
+    """
+    node = scene.GetNodeByID(segmentation_id) if segmentation_id else None
+    other = None if node is None else volume_of(node)
+    if other is not None and other is not volume:
+        raise InputError(
+            f"the segmentation {node.GetName()!r} belongs to the volume {other.GetName()!r}, not to "
+            f"{volume.GetName()!r}; choose another output, or none for the volume's own."
+        )
+
+
 def open_segmentation(scene: Any, volume: Any, run: PreparedRun, segmentation_id: str | None, undo: Undo) -> Any:
     """Return the segmentation to write into: the chosen one, the volume's own, or a new one."""
     node = scene.GetNodeByID(segmentation_id) if segmentation_id else find_segmentation(scene, volume)
@@ -142,6 +169,11 @@ def open_segmentation(scene: Any, volume: Any, run: PreparedRun, segmentation_id
     elif undo.segmentation_id is None and node.GetID() not in undo.created:
         place = {} if run.index is None else {"volume": volume, "axis": run.geometry.axis, "index": run.index}
         undo.segmentation_id, undo.segmentation = node.GetID(), mrml_segments.snapshot(node, **place)
+    if volume_of(node) is None:  # as Slicer's selectors make them
+        place_beside(node, volume)
+        node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    if node.GetDisplayNode() is None:
+        node.CreateDefaultDisplayNodes()
     return node
 
 

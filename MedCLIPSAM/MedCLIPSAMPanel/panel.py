@@ -165,9 +165,10 @@ class Panel(VTKObservationMixin):
         """Load the models while the user is still typing, so that the first run does not wait for them."""
         wanted = (self.segment.engines.engine, self.segment.engines.preset, self.setup.device)
         ready = self.setup.ready and self.parameters.inputVolume is not None and self.session.state == "idle"
-        if ready and wanted != self._warmed and self.setup.lacks(*wanted[:2]) is None:
+        if not ready or wanted == self._warmed or self.setup.lacks(*wanted[:2]) is not None:
+            return
+        if self.session.warm_up(*wanted):
             self._warmed = wanted
-            self.session.warm_up(*wanted)
 
     def volumeChanged(self) -> None:
         """Another input volume was chosen: show what belongs to it."""

@@ -23,7 +23,7 @@ class SegmentSection:
     def __init__(self, ui: Any, owner: Any):
         self.ui = ui
         self.owner = owner
-        self._request: RunRequest | None = None
+        self._request: RunRequest | None = None  # of the last Apply; None once something was refined after it
         self.prompts = PromptField(ui, owner)
         self.engines = EngineChoice(ui, owner)
         self.scope = ScopeChoice(ui, owner)
@@ -31,6 +31,7 @@ class SegmentSection:
         for text, mode in modes:
             ui.windowModeComboBox.addItem(text, mode)
         self.run = RunControls(ui, owner, self)
+        ui.refineButton.connect("clicked()", self.onRefine)
         ui.inputVolumeSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.onVolumeChanged)
         ui.outputSegmentationSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.onOutputChanged)
         ui.seedSpinBox.connect("valueChanged(int)", self.onAdvancedChanged)
@@ -93,8 +94,12 @@ class SegmentSection:
         self.owner.pollSoon()
 
     def canKeepFinished(self) -> bool:
-        """Whether the run that goes on has finished slices that could be kept."""
+        """Whether the run that goes on has finished slices that could be kept; a refinement is whole or nothing."""
         return self._request is not None and self._request.scope != "slice" and self.owner.session.status.done > 0
+
+    @guarded
+    def onRefine(self) -> None:
+        self._request = None  # else Cancel asked what the last Apply would have asked
 
     def estimateText(self) -> str:
         """Return how long a run over several slices will take; empty on a single slice."""

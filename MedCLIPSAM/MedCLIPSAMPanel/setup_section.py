@@ -44,7 +44,8 @@ class SetupSection:
         self._statuses: list[dependencies.Status] = []
         self._installing = False
         self._outerOffline = os.environ.get(OFFLINE_VARIABLE)
-        self._asked: tuple[Any, ...] = ()
+        self._asked: tuple[Any, ...] = ()  # engine, preset and device whose loading the device's label speaks of
+        self._waiting = False  # to ask, for the end of a loading that somebody else began
         self._engine: tuple[str, str | None] = ("lite", None)
         self._needs = NeedsLookout()
         self._fillDevices()
@@ -94,11 +95,16 @@ class SetupSection:
         self.weights.refresh()
 
     def showDevice(self, data: dict[str, Any]) -> None:
-        """Show the device that the background process uses.
+        """Show the device that the background process uses, if it is the one that is chosen.
 
         Args:
-            data: The child's answer to the task "load": device, device_name, memory_free, memory_total in bytes.
+            data: The child's answer to the task "load": device, device_name, memory_free, memory_total in bytes; and
+                "asked", the choice that it was loaded for.
         """
+        if data.get("asked", self.device) != self.device:
+            self._askAgain()
+            return
+        self._waiting = False
         text = _("In use: {name}").format(name=data.get("device_name") or data.get("device") or "?")
         free, total = data.get("memory_free"), data.get("memory_total")
         if total:
@@ -213,7 +219,7 @@ class SetupSection:
         try:
             outcome = Installer(self._report).install(self._chosenGroups())
             if outcome == "installed":
-                self.owner.session.restart_worker()  # the next run starts a process that finds the new packages
+                self._restartWorker()  # the next run starts a process that finds the new packages
         finally:
             self._installing = False
             self.ui.installProgressBar.visible = False
@@ -239,8 +245,7 @@ class SetupSection:
         self._useOfflineFolder(folder)
         if folder:
             self.weights.downloads.stop()  # from now on no connection is made
-        if self.owner.session.state == "idle":
-            self.owner.session.restart_worker()  # the next run starts a process that looks there
+        self._restartWorker()  # the next run starts a process that looks there
         self.weights.refresh(stop=True)
         self.refresh()
         self.owner.setupChanged()
@@ -274,7 +279,7 @@ class SetupSection:
     @guarded
     def onDeviceChanged(self) -> None:
         setSetting(_DEVICE, self.device)
-        self.ui.deviceLabel.text = ""
+        self._forgetDevice()
         self.owner.setupChanged()
         self.onCollapsed(self.ui.setupSection.collapsed)
 
@@ -287,7 +292,23 @@ class SetupSection:
         asked = (*engine, self.device)
         if collapsed or not self.ready or session.state != "idle" or self._asked == asked or self.lacks(*engine):
             return
-        self._asked = asked
         self.ui.deviceLabel.text = _("Loading the models…")
-        session.warm_up(*engine, self.device)
+        began = session.warm_up(*asked, failed=self._askAgain)
+        self._asked, self._waiting = asked if began else (), not began
         self.owner.pollSoon()
+
+    def _askAgain(self) -> None:
+        """No answer came, or one about another device: show none; ask if another loading was in the way until now."""
+        waiting = self._waiting
+        self._forgetDevice()
+        if waiting:
+            self.onCollapsed(self.ui.setupSection.collapsed)
+
+    def _forgetDevice(self) -> None:
+        """Show no device, and ask for it when the section is opened again."""
+        self.ui.deviceLabel.text = ""
+        self._asked, self._waiting = (), False
+
+    def _restartWorker(self) -> None:
+        self._forgetDevice()  # a loading that is cut off gives no answer
+        self.owner.session.restart_worker()

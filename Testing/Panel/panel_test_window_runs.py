@@ -108,6 +108,25 @@ def test_cancel_of_a_volume_asks_whether_to_keep(panel, button):
     assert panel.ui.keepArea.isHidden() and panel.ui.progressArea.isHidden()
 
 
+def test_cancel_of_a_refinement_asks_nothing(panel):
+    """It is whole or nothing, also after a run whose finished slices could have been kept."""
+    run(panel, "sleep 0.05", "volume")
+    row = panel.results.row
+    panel.ui.refineButton.click()
+    wait_until(lambda: panel.session.status.done >= 2)
+    panel.ui.applyButton.click()
+    assert panel.ui.keepArea.isHidden() and panel.session.state == "cancelling"
+    wait_until(lambda: panel.session.state == "idle")
+    assert "Cancelled" in panel.ui.presenceLabel.text
+    assert panel.results.row == row
+    panel.ui.applyButton.click()
+    wait_until(lambda: panel.session.status.done >= 2)
+    panel.ui.applyButton.click()
+    assert not panel.ui.keepArea.isHidden()  # a run of Apply asks again
+    panel.ui.discardButton.click()
+    wait_until(lambda: panel.session.state == "idle")
+
+
 def test_volume_progress_and_estimate(panel):
     run(panel, "sleep 0.02")
     panel.ui.scopeComboBox.setCurrentIndex(panel.ui.scopeComboBox.findData("volume"))
