@@ -180,7 +180,9 @@ def test_images_of_a_crashed_program_are_removed_at_the_next_start(
     slicer_scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    code = "import os; from MedCLIPSAMLib.session_folder import SessionFolder as F; f = F(); print(f.path); "
+    code = (
+        "import os; from MedCLIPSAMLib.session_folder import SessionFolder as F; f = F(); print(f.path, flush=True); "
+    )
     code += "(f.path / 'volume.npy').write_bytes(b'image'); os._exit(1)"
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
