@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from MedCLIPSAMLib.pipeline import TextSegmenter
 
 ROOT = Path(__file__).resolve().parents[2]
+os.environ.setdefault("PYTHONPATH", str(ROOT))  # as the launcher does; for child processes of tests run by hand
 pytest_plugins = ["slicer_fixtures"]
 
 
