@@ -77,7 +77,7 @@ def case_key(case: Case) -> str:
     return f"{case.file} {digest.hexdigest()}"
 
 
-def prepare(runs: Sequence[tuple[Run, bool]], folder: Path, seed: int, device: str = "cpu") -> list[Measured]:
+def prepare(runs: Sequence[tuple[Run, bool]], folder: Path, seed: int, device: str) -> list[Measured]:
     """Find what is known of the runs, and which of them cannot be done because files are missing.
 
     Args:

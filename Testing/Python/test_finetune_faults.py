@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import typer
+from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 
@@ -17,7 +19,7 @@ from test_finetune import ALONE, LITE, kept_features, pairs, tiny_batch, tiny_tr
 from test_finetune_record import SETTINGS, Linear  # noqa: E402
 
 from MedCLIPSAMLib.errors import InputError, MedCLIPSAMError  # noqa: E402
-from MedCLIPSAMTraining import finetune_data, finetune_run  # noqa: E402
+from MedCLIPSAMTraining import finetune, finetune_data, finetune_run  # noqa: E402
 from MedCLIPSAMTraining.finetune_data import DataSettings, FinetuneData  # noqa: E402
 from MedCLIPSAMTraining.finetune_loop import Trainer  # noqa: E402
 from MedCLIPSAMTraining.finetune_models import load_trainable  # noqa: E402
@@ -125,6 +127,15 @@ def test_patches_come_from_all_parts_of_the_table(tmp_path: Path, monkeypatch: p
     FinetuneData(DataSettings(table), settings, ALONE).prepare(model, lambda *_: None)
     every = [finetune_data._readable(str(table.parent / "images" / f"{row:03}.png")).tobytes() for row in range(17)]
     assert seen == [every[row] for row in (0, 4, 8, 12, 16)]
+
+
+@pytest.mark.parametrize("option", [("--save-every", "0"), ("--chunk", "-1"), ("--validate-every", "-1")])
+def test_numbers_out_of_range_are_refused_before_anything_is_read(tmp_path: Path, option: tuple[str, str]) -> None:
+    app = typer.Typer()
+    app.command()(finetune.main)
+    given = ["--data", str(tmp_path / "absent.csv"), "--output", str(tmp_path / "model"), *option]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 2 and f"Invalid value for '{option[0]}'" in result.output
 
 
 # ---- Output and work folders -----------------------------------------------------------------------------------------

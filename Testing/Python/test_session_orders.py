@@ -66,8 +66,10 @@ def test_the_segmentation_of_another_volume_is_no_output(slicer_scene: Any, sess
 def test_a_moved_volume_keeps_its_slices(slicer_scene: Any, session: Session, scope: str) -> None:  # noqa: F811
     """Centred, or registered and hardened: slices of 3 mm are moved by five."""
     volume = add_case(slicer_scene)
-    where = {"axis": 0, "index": 3} if scope == "slice" else {"axis": 0, "slice_range": (3, 4)}
-    run(session, RunRequest(volume.GetID(), ("bright",), scope, **where))  # type: ignore[arg-type]
+    request = RunRequest(volume.GetID(), ("bright",), axis=0, index=3)
+    if scope == "range":
+        request = RunRequest(volume.GetID(), ("bright",), "range", axis=0, slice_range=(3, 4))
+    run(session, request)
     segmentation = session.segmentation(volume)
     (row,) = session.rows(segmentation)
     volume.SetOrigin(10, -20, 15)
